@@ -1,0 +1,83 @@
+"""Carrying a plan out: every layer once through the one pass into all sinks, then the names. Knows no source and no sink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+from appliance_builder.layer_bytes import CorruptBlobError
+from appliance_builder.plan import Plan, PlannedLayer
+from appliance_builder.ports import Payload, Reporter, Sink, Transfer
+from appliance_builder.stream import run_pass
+from appliance_image.digest import Digest
+
+
+class Settled:
+    """Told what became of a layer that was put together here: worth remembering, or proved wrong."""
+
+    def good(self, layer: PlannedLayer, digest: Digest) -> None: ...
+
+    def bad(self, layer: PlannedLayer, error: CorruptBlobError) -> None: ...
+
+
+def execute(plan: Plan, sinks: Sequence[Sink], *, settled: Settled, reporter: Reporter) -> list[str]:
+    """Returns what each sink wants printed. On any error or interruption every sink is aborted, and nothing has a name."""
+    earned: dict[PlannedLayer, Digest] = {}
+    try:
+        for layer in plan.layers:
+            earned[layer] = _move(plan, layer, earned, sinks, settled=settled, reporter=reporter)
+        whole = plan.finish(earned)
+        return [sink.commit(whole) for sink in sinks]
+    except BaseException:
+        for sink in sinks:
+            sink.abort()
+        raise
+
+
+def _move(
+    plan: Plan,
+    layer: PlannedLayer,
+    earned: dict[PlannedLayer, Digest],
+    sinks: Sequence[Sink],
+    *,
+    settled: Settled,
+    reporter: Reporter,
+) -> Digest:
+    digest = layer.digest
+    try:
+        if digest is None and any(sink.digests_first for sink in sinks):
+            digest = _read(layer, None, (), reporter)
+        wanted = list(sinks)
+        if digest is not None:
+            outline = plan.outline(layer, {**earned, layer: digest})
+            wanted = [sink for sink in sinks if not (sink.has(outline) or sink.adopt(outline))]
+        if wanted or digest is None:
+            digest = _read(layer, digest, wanted, reporter)
+    except CorruptBlobError as error:
+        settled.bad(layer, error)
+        raise
+    if layer.plan and layer.blobs:
+        settled.good(layer, digest)
+    return digest
+
+
+def _read(layer: PlannedLayer, known: Digest | None, sinks: Sequence[Sink], reporter: Reporter) -> Digest:
+    with ExitStack() as stack:
+        consumers: list[Callable[[Payload], None]] = []
+        for sink in sinks:
+            transfer = stack.enter_context(reporter.transfer(f"{sink.label}: {layer.title}", size=layer.size))
+            consumers.append(partial(_write, sink, layer.media_type, transfer))
+        if not sinks:
+            transfer = stack.enter_context(reporter.transfer(f"check: {layer.title}", size=layer.size))
+            consumers.append(partial(_count, transfer))
+        return run_pass(layer.content, consumers=consumers, known=known, plan=layer.plan)
+
+
+def _write(sink: Sink, media_type: str, transfer: Transfer, payload: Payload) -> None:
+    sink.write(payload, media_type, transfer)
+
+
+def _count(transfer: Transfer, payload: Payload) -> None:
+    for chunk in payload.read():
+        transfer.advance(len(chunk))
