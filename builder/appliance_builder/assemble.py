@@ -15,6 +15,7 @@ from appliance_image.errors import ApplianceError
 from appliance_image.layer import Blob, LayerPlan, model_layer
 from appliance_image.oci import CONFIG, LAYER_TAR, Descriptor, ImageConfig, Index, Manifest, Platform
 
+_STANDARD_LABELS: Final = "org.opencontainers.image."
 _SECOND_NS: Final = 1_000_000_000
 
 
@@ -42,6 +43,7 @@ class Settings:
 
     environment: Mapping[str, str]
     labels: Mapping[str, str]
+    model_annotations: Mapping[str, str]
 
 
 def check_base(base: Base) -> None:
@@ -113,9 +115,11 @@ def _base_history(base: Base) -> list[dict[str, Any]]:
 
 def _execution(base: Base, settings: Settings) -> dict[str, Any]:
     execution = base.config.execution
-    environment = {**base.config.environment, **contract.ENVIRONMENT, **settings.environment}
+    environment = {**base.config.environment, **contract.ENVIRONMENT, **dict(sorted(settings.environment.items()))}
     execution["Env"] = [f"{name}={value}" for name, value in environment.items()]
-    execution["Labels"] = dict(sorted({**base.config.labels, **settings.labels}.items()))
+    # The base's own title, version and name (Ubuntu's, in Ollama's image) do not describe what is made here.
+    inherited = {name: text for name, text in base.config.labels.items() if not name.startswith(_STANDARD_LABELS)}
+    execution["Labels"] = dict(sorted({**inherited, **settings.labels}.items()))
     execution["ExposedPorts"] = execution.get("ExposedPorts") or {"11434/tcp": {}}
     execution["Healthcheck"] = {
         "Test": ["CMD", base.config.command[0], "list"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import Protocol
 
 from appliance_builder.layer_bytes import CorruptBlobError
 from appliance_builder.plan import Plan, PlannedLayer
@@ -13,7 +14,7 @@ from appliance_builder.stream import run_pass
 from appliance_image.digest import Digest
 
 
-class Settled:
+class Settled(Protocol):
     """Told what became of a layer that was put together here: worth remembering, or proved wrong."""
 
     def good(self, layer: PlannedLayer, digest: Digest) -> None: ...

@@ -36,6 +36,7 @@ class PlatformImage:
     body: bytes
     manifest: Manifest
     config: ImageConfig
+    config_body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class OpenImage:
 
     @property
     def label(self) -> str:
-        name = str(self.reference) if self.reference else self.name
+        """The name and digest for an image's label: the same on every machine, so never a path."""
+        name = str(self.reference) if self.reference else split_scheme(self.name)[0].rstrip(":")
         return name if "@" in name else f"{name}@{self.descriptor.digest}"
 
     def platform_images(self, wanted: Sequence[Platform] | None) -> list[PlatformImage]:
@@ -80,8 +82,8 @@ class OpenImage:
 
     def _read(self, descriptor: Descriptor, body: bytes) -> PlatformImage:
         manifest = Manifest.parse(body)
-        config = ImageConfig.parse(self.source.small_blob(manifest.config))
-        return PlatformImage(descriptor, body, manifest, config)
+        config = self.source.small_blob(manifest.config)
+        return PlatformImage(descriptor, body, manifest, ImageConfig.parse(config), config)
 
     def _no_platform(self, wanted: Sequence[Platform], there: Sequence[Platform]) -> ImageError:
         names = ", ".join(map(str, wanted)) or "any platform"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from appliance_image.contract import LAYOUT
-from appliance_image.digest import Digest
+from appliance_image.digest import Digest, DigestError
 from appliance_image.layer import Blob
 
 
@@ -27,7 +27,10 @@ class LayerCache:
         for record in self._records():
             if record.get("layout") == LAYOUT and record.get("blobs") == key:
                 found = record.get("layer")
-        return Digest.parse(found) if isinstance(found, str) else None
+        try:
+            return Digest.parse(found) if isinstance(found, str) else None
+        except DigestError:  # a damaged line is as good as none
+            return None
 
     def repositories(self, layer: Digest, *, host: str) -> list[str]:
         """Repositories of `host` that held this layer, latest first: where it can be mounted from."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
@@ -20,6 +19,7 @@ SYSTEM: Final = contract.MODEL_MEDIA_PREFIX + "system"
 LICENSE: Final = contract.MODEL_MEDIA_PREFIX + "license"
 MODEL: Final = contract.MODEL_MEDIA_PREFIX + "model"
 _LEGACY_TEMPLATE: Final = contract.MODEL_MEDIA_PREFIX + "prompt"
+_DAMAGED: Final = "the model may be damaged at its source; try another one"
 SMALL_BLOB_BYTES: Final = 8 * contract.MEBIBYTE
 
 
@@ -97,7 +97,7 @@ class Model:
     def with_parameters(self, parameters: Mapping[str, object]) -> Model:
         if not parameters:
             return self
-        present = json.loads(self._text(PARAMS) or "{}")
+        present = parse_object((self._text(PARAMS) or "{}").encode(), "parameters of the model")
         merged = dict(sorted({**present, **parameters}.items()))
         return self.with_layer(PARAMS, render_json(merged))
 
@@ -134,7 +134,12 @@ class Model:
     def _text(self, media_type: str) -> str | None:
         for layer in self.parsed.layers:
             if layer.media_type == media_type:
-                return self.small[layer.digest].decode()
+                try:
+                    return self.small[layer.digest].decode()
+                except UnicodeDecodeError as error:
+                    raise ModelError(
+                        f"the {kind(layer)} of `{self.name}` is no text: {error}", hint=_DAMAGED
+                    ) from error
         return None
 
 

@@ -33,11 +33,9 @@ class Network:
 
 def is_loopback(host: str) -> bool:
     """As for Docker: registries on loopback speak plain HTTP without being asked. `host` may carry a port."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(name).is_loopback
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
 

@@ -60,6 +60,7 @@ class PlannedImage:
 class Plan:
     images: tuple[PlannedImage, ...]
     as_index: bool
+    index_as_served: bytes | None = None  # of images that are only moved
 
     @property
     def layers(self) -> tuple[PlannedLayer, ...]:
@@ -76,7 +77,12 @@ class Plan:
         return LayerOutline(descriptor, whole if len(whole) == len(below) else (), layer.platforms)
 
     def finish(self, earned: Mapping[PlannedLayer, Digest]) -> Built:
-        return built([planned.finish(earned) for planned in self.images], as_index=self.as_index)
+        images = [planned.finish(earned) for planned in self.images]
+        return (
+            Built(tuple(images), self.index_as_served)
+            if self.index_as_served
+            else built(images, as_index=self.as_index)
+        )
 
     def finished_already(self) -> Built | None:
         """The whole image, if every digest in it is known before a byte was read."""
@@ -129,7 +135,8 @@ class _Finish:
 
     def __call__(self, earned: Mapping[PlannedLayer, Digest]) -> BuiltImage:
         weights = [weights_descriptor(layer.digest or earned[layer], layer.size, layer.blobs) for layer in self.weights]
-        model = Descriptor(LAYER_TAR, self.model.digest or earned[self.model], self.model.size)
+        digest = self.model.digest or earned[self.model]
+        model = Descriptor(LAYER_TAR, digest, self.model.size, self.settings.model_annotations)
         return image(self.base, self.settings, weights=weights, model=model)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,10 @@ class ModelSource(Protocol):
 
     def content(self, descriptor: Descriptor) -> Content:
         """A large blob; its bytes are checked by whoever reads them to the end."""
+        ...
+
+    def head(self, descriptor: Descriptor) -> Iterable[bytes]:
+        """The beginning of a large blob, enough for the header of a GGUF file; starts no download of the rest."""
         ...
 
     def settle(self, digest: Digest, *, good: bool) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from appliance_builder.model import ModelError
 from appliance_builder.ports import CHUNK_BYTES, Content
 from appliance_image.digest import Digest
 from appliance_image.oci import Descriptor
-from appliance_image.reference import ModelName
+from appliance_image.reference import ModelName, NameSyntaxError
 
 SYSTEM_STORE = Path("/usr/share/ollama/.ollama/models")
 
@@ -24,8 +25,12 @@ class FileContent:
         with self.path.open("rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             file.seek(offset)
+            left = self.size - offset
             while chunk := file.read(CHUNK_BYTES):
+                left -= len(chunk)
                 yield chunk
+        if left:
+            raise ModelError(f"{self.path} changed while it was read", hint="run the command again when it is at rest")
 
 
 class Store:
@@ -70,6 +75,9 @@ class Store:
             raise ModelError(f"{path} has {size} bytes, not {descriptor.size}", hint=self._mend)
         return FileContent(path, size)
 
+    def head(self, descriptor: Descriptor) -> Iterable[bytes]:
+        return self.content(descriptor).read()
+
     def settle(self, digest: Digest, *, good: bool) -> None:
         """The store is its owner's; a damaged blob stays for them to see."""
 
@@ -104,7 +112,9 @@ def models(directory: Path) -> list[str]:
     names: list[str] = []
     for path in sorted((directory / "manifests").glob("*/*/*/*")):
         host, namespace, model, tag = path.relative_to(directory / "manifests").parts
-        names.append(ModelName(host, namespace, model, tag).short)
+        with suppress(NameSyntaxError):
+            if path.is_file():
+                names.append(ModelName.parse(f"{host}/{namespace}/{model}:{tag}").short)
     return names
 
 

@@ -55,7 +55,7 @@ class Decoder:
             raise ChatError("a line of the chat stream has no end", hint="is this address an Ollama server?")
         for line in lines:
             if line.strip():
-                yield self._event(line)
+                yield from self._events(line)
 
     def close(self) -> None:
         if not self._done:
@@ -63,13 +63,16 @@ class Decoder:
                 "the answer broke off before it was finished", hint="look for a crash: `docker logs CONTAINER`"
             )
 
-    def _event(self, line: bytes) -> Event:
+    def _events(self, line: bytes) -> Iterator[Event]:
         node = _object(line)
         if "error" in node:
             raise ChatError(f"the server failed: {node['error']}", hint="see `docker logs CONTAINER`")
+        piece = _piece(node, line)
+        if piece.thinking or piece.content:
+            yield piece
         if node.get("done") is True:
             self._done = True
-            return Done(
+            yield Done(
                 reason=str(node.get("done_reason", "")),
                 prompt_tokens=_count(node, "prompt_eval_count"),
                 answer_tokens=_count(node, "eval_count"),
@@ -77,11 +80,14 @@ class Decoder:
                 prompt_s=_count(node, "prompt_eval_duration") / 1e9,
                 answer_s=_count(node, "eval_duration") / 1e9,
             )
-        message = node.get("message")
-        if not isinstance(message, dict):
-            raise ChatError(f"not a chat answer: {line[:80]!r}", hint="is this address an Ollama server?")
-        fields = cast("dict[str, Any]", message)
-        return Piece(str(fields.get("thinking") or ""), str(fields.get("content") or ""))
+
+
+def _piece(node: dict[str, Any], line: bytes) -> Piece:
+    message = node.get("message")
+    if not isinstance(message, dict):
+        raise ChatError(f"not a chat answer: {line[:80]!r}", hint="is this address an Ollama server?")
+    fields = cast("dict[str, Any]", message)
+    return Piece(str(fields.get("thinking") or ""), str(fields.get("content") or ""))
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -40,6 +40,7 @@ LABEL_ENVIRONMENT: Final = PREFIX + "environment"
 
 ANNOTATION_BLOBS: Final = PREFIX + "blobs"  # on a weights layer: the digests it holds, in order, separated by a blank
 ANNOTATION_LAYOUT: Final = LABEL_LAYOUT
+ANNOTATION_TEMPLATE: Final = PREFIX + "template.before"  # on the model layer: the template before it was patched
 
 # The key pair that `ollama serve` writes at its first start needs a home that can be written; /dev/shm can,
 # for any user and under a read-only root, and what lies there never reaches an image or a volume.

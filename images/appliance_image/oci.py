@@ -204,8 +204,8 @@ class ImageConfig:
 def parse_object(body: bytes, what: str) -> dict[str, Any]:
     try:
         return _object(json.loads(body), what)
-    except ValueError as error:
-        raise OciError(f"not an {what}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise OciError(f"no valid {what}: {error}") from error
 
 
 def render_json(node: object) -> bytes:
@@ -221,7 +221,7 @@ def texts(value: object, what: str) -> dict[str, str]:
 
 def _object(value: object, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise OciError(f"not an {what}: {str(value)[:80]!r}")
+        raise OciError(f"no valid {what}: {str(value)[:80]!r}")
     return cast("dict[str, Any]", value)
 
 

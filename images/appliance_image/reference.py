@@ -36,8 +36,8 @@ class ImageReference:
     @classmethod
     def parse(cls, text: str) -> ImageReference:
         hint = "an image is `[host[:port]/]name[:tag]`, for example `registry.example.com/ai/deepseek-r1:32b`"
-        rest, _, digest_text = text.partition("@")
-        digest = Digest.parse(digest_text) if digest_text else None
+        rest, at, digest_text = text.partition("@")
+        digest = Digest.parse(digest_text) if at else None
         tag: str | None = None
         if ":" in rest.rsplit("/", 1)[-1]:
             rest, tag = rest.rsplit(":", 1)
@@ -63,7 +63,8 @@ class ImageReference:
         """The repository as Docker shows it: `ollama/ollama`, `127.0.0.1:5000/x`."""
         if self.host != DOCKER_HUB:
             return f"{self.host}/{self.repository}"
-        return self.repository.removeprefix("library/")
+        short = self.repository.removeprefix("library/")
+        return self.repository if "/" in short else short
 
     @property
     def canonical(self) -> str:

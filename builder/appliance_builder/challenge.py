@@ -1,0 +1,53 @@
+"""WWW-Authenticate read, and the scopes of a token: which rights in which repositories. Parsing only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_SCHEME = re.compile(r"(?:^|,)\s*(bearer|basic)(?=\s|,|$)", re.IGNORECASE)
+_PARAMETER = re.compile(r'(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+
+
+@dataclass(frozen=True, slots=True)
+class Basic:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    realm: str
+    service: str
+    scope: str
+
+
+Challenge = Basic | Bearer
+
+
+def parse_challenge(text: str) -> Challenge | None:
+    """The best of what a registry offers; None if there is nothing that is known here."""
+    bounds = [*_SCHEME.finditer(text)]
+    ends = [match.start() for match in bounds[1:]] + [len(text)]
+    offers: dict[str, dict[str, str]] = {}
+    for match, end in zip(bounds, ends, strict=True):
+        offers[match[1].lower()] = _parameters(text[match.end() : end])
+    if (bearer := offers.get("bearer")) and bearer.get("realm"):
+        return Bearer(bearer["realm"], bearer.get("service", ""), bearer.get("scope", ""))
+    return Basic() if "basic" in offers else None
+
+
+def _parameters(text: str) -> dict[str, str]:
+    return {
+        match[1].lower(): re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else match[3]
+        for match in _PARAMETER.finditer(text)
+    }
+
+
+def merged_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
+    """One scope for each resource, with all actions that any of the given ones names, in a fixed order."""
+    actions: dict[str, set[str]] = {}
+    for scope in scopes:
+        resource, _, words = scope.rpartition(":")
+        actions.setdefault(resource, set()).update(words.split(","))
+    return tuple(f"{resource}:{','.join(sorted(words))}" for resource, words in sorted(actions.items()))

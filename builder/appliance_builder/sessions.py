@@ -1,0 +1,58 @@
+"""An upload that a later process may go on with, in one small file. Best effort: what does not fit is no session."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Final, cast
+
+from appliance_builder.registry import Repository
+from appliance_builder.upload_requests import Session
+
+_VERSION: Final = 1
+
+
+class UploadState:
+    """`layer` names the very bytes; with other ones a session is of no use."""
+
+    def __init__(self, file: Path, *, repository: Repository, layer: str) -> None:
+        self._file = file
+        self._key = {"version": _VERSION, "repository": f"{repository.host}/{repository.name}", "layer": layer}
+        self._saved: Session | None = None
+
+    def load(self) -> Session | None:
+        try:
+            node = cast("object", json.loads(self._file.read_bytes()))
+        except (OSError, ValueError):
+            return None
+        fields = cast("dict[str, object]", node) if isinstance(node, dict) else {}
+        if any(fields.get(name) != value for name, value in self._key.items()):
+            return None
+        location, least, most = fields.get("location"), fields.get("chunk_least"), fields.get("chunk_most")
+        if not isinstance(location, str):
+            return None
+        return Session(location, least if isinstance(least, int) else 0, most if isinstance(most, int) else None)
+
+    def save(self, session: Session) -> None:
+        """Readable by its owner alone, and whole whenever it is read."""
+        if session == self._saved:
+            return
+        fields = {
+            **self._key,
+            "location": session.location,
+            "chunk_least": session.chunk_least,
+            "chunk_most": session.chunk_most,
+        }
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self._file.with_name(f"{self._file.name}.{os.getpid()}.unfinished")
+        unfinished.unlink(missing_ok=True)
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(fields, file)
+        unfinished.replace(self._file)
+        self._saved = session
+
+    def clear(self) -> None:
+        self._file.unlink(missing_ok=True)
+        self._saved = None
