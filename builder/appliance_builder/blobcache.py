@@ -15,12 +15,12 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance_builder.journal import SEGMENT_BYTES, Journal, Segments, parse_journal
-from appliance_builder.partial import CacheError, PartialBlob, disk_error, flush_directory
+from appliance_builder.partial import CacheError, PartialBlob, disk_trouble, flush_directory
 from appliance_builder.ports import CHUNK_BYTES
 from appliance_builder.progress import render_size
 from appliance_image.digest import Digest, DigestError
@@ -182,10 +182,8 @@ class BlobCache:
         return max(0, size - status.st_blocks * 512) if status else size
 
     def _make_directory(self) -> None:
-        try:
+        with disk_trouble(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(error, self.directory) from error
 
     def _digests(self) -> set[Digest]:
         digests: set[Digest] = set()
@@ -246,20 +244,17 @@ class BlobCache:
         """The blob's journal, opened and locked; the kernel unlocks it when the last copy is closed, however that happens."""
         path = self._path(digest, _JOURNAL)
         while True:
-            try:
+            with disk_trouble(self.directory), ExitStack() as undo:
                 lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            except OSError as error:
-                raise disk_error(error, self.directory) from error
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(lock), path.stat()):
+                undo.callback(os.close, lock)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return None
+                now = _status(path)
+                if now and os.path.samestat(os.fstat(lock), now):  # else cleared away between opening and locking
+                    undo.pop_all()
                     return lock
-            except BlockingIOError:
-                os.close(lock)
-                return None
-            except FileNotFoundError:
-                pass
-            os.close(lock)  # cleared away between opening and locking
 
 
 def _status(path: Path) -> os.stat_result | None:

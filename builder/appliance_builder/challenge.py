@@ -27,11 +27,8 @@ Challenge = Basic | Bearer
 
 def parse_challenge(text: str) -> Challenge | None:
     """The best of what a registry offers; None if there is nothing that is known here."""
-    bounds = [*_SCHEME.finditer(text)]
-    ends = [match.start() for match in bounds[1:]] + [len(text)]
-    offers: dict[str, dict[str, str]] = {}
-    for match, end in zip(bounds, ends, strict=True):
-        offers[match[1].lower()] = _parameters(text[match.end() : end])
+    pieces = _SCHEME.split(text)  # what stands before the first scheme, then each scheme and its parameters
+    offers = {scheme.lower(): _parameters(rest) for scheme, rest in zip(pieces[1::2], pieces[2::2], strict=True)}
     if (bearer := offers.get("bearer")) and bearer.get("realm"):
         return Bearer(bearer["realm"], bearer.get("service", ""), bearer.get("scope", ""))
     return Basic() if "basic" in offers else None

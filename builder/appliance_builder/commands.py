@@ -83,7 +83,7 @@ def verify(image: str, platform: Platform | None, options: Options, *, question:
         if question is not None:
             from appliance_builder.smoke_run import smoke  # noqa: PLC0415 - needs docker, as nothing else here does
 
-            smoke(opened, finished, question, gpus=gpus, shop=shop)
+            smoke(opened, entry, finished, question, gpus=gpus, shop=shop)
         return [f"{image}@{entry.descriptor.digest}" if "@" not in image else image]
 
 

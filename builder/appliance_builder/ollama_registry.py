@@ -6,6 +6,7 @@ may not be served, and tags cannot be listed everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -72,6 +73,9 @@ class OllamaRegistry:
 
     def content(self, descriptor: Descriptor) -> Content:
         return self._downloads.content(self.fetcher(descriptor), descriptor)
+
+    def head(self, descriptor: Descriptor) -> Iterable[bytes]:
+        return self._repository.blob(descriptor).read()
 
     def settle(self, digest: Digest, *, good: bool) -> None:
         self._downloads.settle(digest, good=good)

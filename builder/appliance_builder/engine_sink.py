@@ -1,0 +1,196 @@
+"""Sink `--load`: the image for the engine's own platform, as one tar, into the user's Docker Engine.
+
+It is loaded without a name, looked at, and only then tagged: whatever goes wrong before, the old image keeps the name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from appliance_builder import hybrid
+from appliance_builder.built import Built, BuiltImage, LayerOutline
+from appliance_builder.engine import Engine, EngineError, EngineImage, Store, Unpacking, layer_chain
+from appliance_builder.engine_load import EngineLoad, Silence
+from appliance_builder.ports import Payload, Reporter, Transfer
+from appliance_builder.progress import render_size
+from appliance_image.digest import Digest
+from appliance_image.oci import ImageConfig
+from appliance_image.reference import ImageReference
+
+_COPIES: Final = 2  # a classic engine unpacks a copy of the tar, a containerd store keeps blobs beside what it unpacks
+_DISK_FULL: Final = os.strerror(errno.ENOSPC).lower()
+
+
+class EngineSink:
+    label = "load"
+    digests_first = False
+
+    def __init__(
+        self, engine: Engine, name: ImageReference, reporter: Reporter, *, silence: Silence | None = None
+    ) -> None:
+        self.platform = engine.facts.platform
+        self._engine = engine
+        self._name = name
+        self._reporter = reporter
+        self._silence = silence or Silence()
+        self._chains: frozenset[Digest] | None = None
+        self._entries: dict[Digest, str] = {}
+        self._sent_again: dict[Digest, int] = {}  # most likely there, so that they take no room in the end
+        self._sent_bytes = 0
+        self._load: EngineLoad | None = None
+
+    def preflight(self, total_bytes: int) -> None:
+        free = self._engine.free_bytes()
+        new = total_bytes - sum(self._sent_again.values())
+        needed = new * _COPIES + max(self._sent_again.values(), default=0)
+        if free is not None and free < needed:
+            raise EngineError(
+                f"not enough disk for the Docker Engine in {self._engine.facts.data_root}: "
+                f"{render_size(needed)} needed, {render_size(free)} free",
+                hint="an engine needs the size of an image twice while it loads it: make room (`docker system df`), "
+                "or do without it: `--push`, or `--output oci-archive:FILE`",
+            )
+
+    def finished(self, built: Built) -> str | None:
+        """A name is given here only to an image that was looked at, so the name and the id are enough."""
+        image = self._mine(built)
+        present = self._engine.image(str(self._name))
+        if present is None or present.id not in _ids(image) or present.diff_ids != image.diff_ids:
+            return None
+        return self._line(present, image)
+
+    def has(self, layer: LayerOutline) -> bool:
+        """A containerd store may have unpacked a layer and not have its blob, and does not tell: there, all is sent."""
+        blob = layer.descriptor
+        if self.platform not in layer.platforms or blob.digest in self._entries:
+            return True
+        if self._chains is None:
+            self._chains = self._engine.chains()
+        if not layer.diff_ids or layer_chain(layer.diff_ids) not in self._chains:
+            return False
+        if self._engine.facts.store is not Store.CLASSIC:
+            self._sent_again[blob.digest] = blob.size
+            return False
+        return True
+
+    def adopt(self, layer: LayerOutline) -> bool:
+        return self.has(layer)
+
+    def write(self, payload: Payload, media_type: str, transfer: Transfer) -> None:
+        del media_type
+        load = self._opened(transfer.note)
+        name = _entry_name(payload.known_digest)
+        load.put(hybrid.entry_header(name, payload.size), note=transfer.note)
+        for chunk in payload.read():
+            load.put(chunk, note=transfer.note)
+            transfer.advance(len(chunk))
+        load.put(hybrid.entry_padding(payload.size), note=transfer.note)
+        self._entries[payload.earned_digest()] = name
+        self._sent_bytes += payload.size
+
+    def commit(self, built: Built) -> str:
+        image = self._mine(built)
+        before = self._present(image)
+        try:
+            loaded = self._loaded(image)
+            self._engine.tag(loaded.id, self._name)
+        except BaseException:
+            if before is None:
+                self._forget(image)
+            raise
+        return self._line(loaded, image)
+
+    def abort(self) -> None:
+        """The stream breaks off; an engine that has all of it already may keep an image without a name."""
+        if self._load:
+            self._load.abort()
+
+    def _opened(self, note: Callable[[str], None]) -> EngineLoad:
+        if self._load is None:
+            self._load = EngineLoad(self._engine, silence=self._silence)
+            self._load.put(hybrid.opening(), note=note)
+        return self._load
+
+    def _loaded(self, image: BuiltImage) -> EngineImage:
+        alone = Built((image,))
+        with self._reporter.transfer(f"{self.label}: unpacking", size=self._sent_bytes) as transfer:
+            load = self._opened(transfer.note)
+            load.put(hybrid.closing(alone, None, entries=self._entries), note=transfer.note)
+            if self._engine.facts.store is Store.CONTAINERD:
+                transfer.note("the engine unpacks, and does not tell how far it is")
+            try:
+                said = load.finish(note=transfer.note, unpacking=_Advance(transfer))
+            except EngineError as error:
+                raise self._explained(error, image) from error
+        loaded = self._present(image)
+        if loaded is None or not any(identity.hex in text for text in said for identity in _ids(image)):
+            raise EngineError(f"the Docker Engine did not load the image; it said: {' '.join(said) or 'nothing'}")
+        if loaded.diff_ids != image.diff_ids or loaded.labels != ImageConfig.parse(image.config).labels:
+            raise EngineError(f"the Docker Engine made another image of it: {loaded.id}")
+        return loaded
+
+    def _mine(self, built: Built) -> BuiltImage:
+        for image in built.images:
+            if image.platform == self.platform:
+                return image
+        raise EngineError(
+            f"the Docker Engine runs {self.platform}, and there is no image for that",
+            hint=f"add `--platform {self.platform}`",
+        )
+
+    def _present(self, image: BuiltImage) -> EngineImage | None:
+        found = (self._engine.image(str(identity)) for identity in _ids(image))
+        return next((one for one in found if one), None)
+
+    def _forget(self, image: BuiltImage) -> None:
+        """A containerd store keeps the record of an image that it could not unpack."""
+        if not self._engine.answers(timeout_s=self._silence.answer_within_s):
+            return
+        with suppress(EngineError):  # what is told is why the load failed
+            left = self._present(image)
+            if left and not left.tags:
+                self._engine.remove(left.id)
+
+    def _explained(self, error: EngineError, image: BuiltImage) -> EngineError:
+        """The engine's words stay; where they are the kernel's for a full disk, the hint says which and how much."""
+        if _DISK_FULL not in error.message.lower():
+            hint = "run the command again: an image that shared layers with it may have gone meanwhile"
+            return error if len(self._entries) == len(image.manifest.layers) else EngineError(error.message, hint=hint)
+        return EngineError(
+            error.message,
+            hint=f"make room in {self._engine.facts.data_root} (`docker system df`): an engine needs the "
+            f"{render_size(self._sent_bytes)} of this image twice while it loads it",
+        )
+
+    def _line(self, loaded: EngineImage, image: BuiltImage) -> str:
+        """What `docker run` takes: a classic engine knows an image it did not pull by its id alone."""
+        self._reporter.step(f"{self.label}: {self._name} is {loaded.id}")
+        return f"{self._name.name}@{loaded.id}" if loaded.id == image.descriptor.digest else str(loaded.id)
+
+
+class _Advance:
+    """Turns where the engine stands with each layer into steps of one bar."""
+
+    def __init__(self, transfer: Transfer) -> None:
+        self._transfer = transfer
+        self._done: dict[str, int] = {}
+
+    def __call__(self, event: Unpacking) -> None:
+        step = event.done - self._done.get(event.layer, 0)
+        if step > 0:
+            self._done[event.layer] = event.done
+            self._transfer.advance(step)
+
+
+def _ids(image: BuiltImage) -> tuple[Digest, Digest]:
+    return image.descriptor.digest, image.manifest.config.digest
+
+
+def _entry_name(digest: Digest | None) -> str:
+    """Unknown ones get a name that nothing else ever had: containerd goes on with an unfinished blob of the same name."""
+    return hybrid.blob_name(digest) if digest else f"layers/{secrets.token_hex(16)}"

@@ -1,0 +1,196 @@
+"""Fixtures over the real components, and the rule on skips: each says what to install, and CI allows none."""
+
+import os
+import ssl
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import smallbase
+from authority import Authority, make_authority
+from blobsources import BlobSource
+from enclosure import EnclosureError
+from engines import Engine, EngineKind, EngineUnavailableError, PrivateEngine, desktop_engine, start_engine
+from ollamafront import Manners, OllamaFront, start_front
+from registries import Options, Registry, RegistryUnavailableError, start_registry
+
+_ENGINE_FIXTURES = {"engine", "classic_engine", "containerd_engine", "make_engine"}
+_REGISTRY_FIXTURES = {"registry", "make_registry"}
+
+
+def _no_skip() -> bool:
+    return os.environ.get("APPLIANCE_TEST_NO_SKIP") == "1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        names = set(getattr(item, "fixturenames", ()))
+        if names & _ENGINE_FIXTURES:
+            item.add_marker("engine")
+        if names & _REGISTRY_FIXTURES:
+            item.add_marker("registry")
+    if not os.environ.get("OLLAMA_BIN"):
+        _without_real_ollama(config, items)
+
+
+def _without_real_ollama(config: pytest.Config, items: list[pytest.Item]) -> None:
+    real = [item for item in items if item.get_closest_marker("ollama")]
+    if _no_skip() and real:
+        items[:] = [item for item in items if item not in real]
+        config.hook.pytest_deselected(items=real)
+        config.stash[_DESELECTED] = len(real)
+        return
+    for item in real:
+        item.add_marker(pytest.mark.skip(reason="set OLLAMA_BIN to a real ollama program"))
+
+
+_DESELECTED = pytest.StashKey[int]()
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> str:
+    if count := config.stash.get(_DESELECTED, 0):
+        return f"deselected {count} tests that want a real Ollama: OLLAMA_BIN is not set"
+    return ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and _no_skip():
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid}: this run allows no skip: {reason}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if report.skipped and _no_skip():
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid}: this run allows no skip: {report.longrepr}"
+    return report
+
+
+def _session_engine(kind: EngineKind, state: Path) -> Iterator[Engine]:
+    try:
+        private = start_engine(kind)
+    except (EngineUnavailableError, EnclosureError) as error:
+        desktop = desktop_engine(state)
+        if desktop is None or desktop.kind != kind:
+            pytest.skip(f"no Docker Engine of kind {kind}: {error}")
+        yield desktop
+        return
+    try:
+        yield private
+    finally:
+        private.close()
+
+
+@pytest.fixture(scope="session")
+def classic_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Debian 12's Docker Engine with a graph driver."""
+    yield from _session_engine("classic", tmp_path_factory.mktemp("docker-client"))
+
+
+@pytest.fixture(scope="session")
+def containerd_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Debian 13's Docker Engine with the containerd image store."""
+    yield from _session_engine("containerd", tmp_path_factory.mktemp("docker-client"))
+
+
+@pytest.fixture(scope="session", params=["classic", "containerd"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Both kinds, one after the other; what is loaded stays for the session, so clean up or use unique names."""
+    found: Engine = request.getfixturevalue(f"{request.param}_engine")
+    return found
+
+
+MakeEngine = Callable[..., PrivateEngine]
+
+
+@pytest.fixture
+def make_engine() -> Iterator[MakeEngine]:
+    """`make_engine(kind, disk_bytes=...)`: an engine for one test, to stop, freeze, fill or kill."""
+    with ExitStack() as stack:
+
+        def make(kind: EngineKind, *, disk_bytes: int | None = None) -> PrivateEngine:
+            try:
+                made = start_engine(kind, disk_bytes=disk_bytes)
+            except (EngineUnavailableError, EnclosureError) as error:
+                pytest.skip(f"no private Docker Engine of kind {kind}: {error}")
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+MakeRegistry = Callable[..., Registry]
+
+
+@pytest.fixture
+def make_registry(tmp_path: Path) -> Iterator[MakeRegistry]:
+    """`make_registry(Options(auth="token", token_lifetime_s=2))`."""
+    with ExitStack() as stack:
+
+        def make(options: Options | None = None) -> Registry:
+            try:
+                made = start_registry(tmp_path / f"registry-{len(opened)}", options)
+            except RegistryUnavailableError as error:
+                pytest.skip(str(error))
+            opened.append(made)
+            stack.callback(made.close)
+            return made
+
+        opened: list[Registry] = []
+        yield make
+
+
+@pytest.fixture
+def registry(make_registry: MakeRegistry) -> Registry:
+    """An empty registry without authentication."""
+    return make_registry()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A private certificate authority and a server certificate for 127.0.0.1 and localhost."""
+    return make_authority(tmp_path_factory.mktemp("authority"))
+
+
+MakeFront = Callable[..., OllamaFront]
+
+
+@pytest.fixture
+def make_front() -> Iterator[MakeFront]:
+    """`make_front(StoreSource(store), Manners(...), tls=authority.server_context())`: a stand-in for
+    registry.ollama.ai; a client that shows its credentials to the blob host fails the test."""
+    with ExitStack() as stack:
+
+        def make(
+            source: BlobSource, manners: Manners | None = None, *, tls: ssl.SSLContext | None = None
+        ) -> OllamaFront:
+            made = start_front(source, manners, tls=tls)
+            stack.callback(made.close)
+            fronts.append(made)
+            return made
+
+        fronts: list[OllamaFront] = []
+        yield make
+        violations = [each for front in fronts for each in front.violations]
+    assert not violations
+
+
+BASE_VERSION = "0.13.5"
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OCI layout of a base image that runs, with the stand-in in it, tagged with its version (0.13.5)."""
+    layout = tmp_path_factory.mktemp("base") / "small"
+    smallbase.assemble(layout, version=BASE_VERSION)
+    return layout

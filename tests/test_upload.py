@@ -1,0 +1,608 @@
+"""Uploads of one blob against a real docker-registry whose connection misbehaves, and against registries with manners of
+their own. Every fault ends in the right blob or in an error that says what to do."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import MakeRegistry
+from faultproxy import FaultProxy
+from faults import Answer, Corrupt, Cut, DropResponse, Fault, Headers, Stall, session_lost
+from lasting_registry import LastingRegistry, Manners
+from registries import Options, Registry
+from registry_client import MIB, Bar, Bytes, Time, builder, close_connections, open_repository, pattern
+
+from appliance_builder.network_errors import Fault as NetworkFault
+from appliance_builder.network_errors import NetworkError
+from appliance_builder.ports import Payload
+from appliance_builder.quirks import Mode, Quirks, quirks_for
+from appliance_builder.registry_errors import RegistryError
+from appliance_builder.sessions import UploadState
+from appliance_builder.stream import run_pass
+from appliance_builder.upload import upload
+from appliance_image.digest import Digest
+from appliance_image.errors import ApplianceError
+
+BODY = pattern(5 * MIB + 4321)
+UPLOADS = r"/blobs/uploads/"
+PLAIN = quirks_for("127.0.0.1")
+
+
+@pytest.fixture(autouse=True)
+def _closed_connections() -> Iterator[None]:
+    yield
+    close_connections()
+
+
+@pytest.fixture
+def lasting() -> Iterator[Callable[..., LastingRegistry]]:
+    made: list[LastingRegistry] = []
+
+    def make(manners: Manners | None = None) -> LastingRegistry:
+        made.append(LastingRegistry(manners).start())
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def before() -> Iterator[Callable[[LastingRegistry], FaultProxy]]:
+    """A fault proxy before a registry."""
+    made: list[FaultProxy] = []
+
+    def make(registry: LastingRegistry) -> FaultProxy:
+        made.append(FaultProxy(("127.0.0.1", registry.port)).start())
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def error_body(code: str) -> bytes:
+    return json.dumps({"errors": [{"code": code, "message": "told so"}]}).encode()
+
+
+# Each is survived; the blob is in the registry in the end, whole.
+SURVIVED: dict[str, list[tuple[Fault, dict[str, object]]]] = {
+    "nothing": [],
+    "reset in the body": [(Cut(3 * MIB, of="request"), {"method": "PATCH", "nth": 1})],
+    "closed in the body": [(Cut(3 * MIB, of="request", how="fin"), {"method": "PATCH", "nth": 1})],
+    "reset at once": [(Cut(0, of="request"), {"method": "PATCH", "nth": 1})],
+    "reset three times": [(Cut(2 * MIB, of="request"), {"method": "PATCH", "times": 3})],
+    "answer to POST lost": [(DropResponse(), {"method": "POST", "nth": 1})],
+    "answer to PATCH lost": [(DropResponse(), {"method": "PATCH", "nth": 1})],
+    "answer to PUT lost": [(DropResponse(how="rst"), {"method": "PUT", "nth": 1})],
+    "PUT stored but 504": [(Answer(504, carry_out=True), {"method": "PUT", "nth": 1})],
+    "PUT stored but 499": [(Answer(499, carry_out=True), {"method": "PUT", "nth": 1})],
+    "PUT stored but unknown": [
+        (Answer(404, error_body("BLOB_UPLOAD_UNKNOWN"), carry_out=True), {"method": "PUT", "nth": 1})
+    ],
+    "PUT not stored and 500": [(Answer(500), {"method": "PUT", "nth": 1})],
+    "PUT not stored and 522": [(Answer(522), {"method": "PUT", "times": 2})],
+    "session lost before the body": [(session_lost(), {"method": "PATCH", "nth": 1})],
+    "session lost before the end": [(session_lost(), {"method": "PUT", "nth": 1})],
+    "session invalid": [(Answer(400, error_body("BLOB_UPLOAD_INVALID")), {"method": "PATCH", "nth": 1})],
+    "429 to POST": [(Answer(429, headers={"Retry-After": "7"}), {"method": "POST", "nth": 1})],
+    "429 to PATCH": [(Answer(429, headers={"Retry-After": "7"}, early=True), {"method": "PATCH", "nth": 1})],
+    "429 to PUT": [(Answer(429, headers={"Retry-After": "7"}), {"method": "PUT", "nth": 1})],
+    "503 to POST": [(Answer(503), {"method": "POST", "times": 3})],
+    "503 early to PATCH": [(Answer(503, early=True), {"method": "PATCH", "nth": 1})],
+    "502 page late to PATCH": [(Answer(502, b"<html>bad gateway</html>"), {"method": "PATCH", "nth": 1})],
+    "408 to PATCH": [(Answer(408), {"method": "PATCH", "nth": 1})],
+    "416 to a sized PATCH": [(Answer(416, error_body("RANGE_INVALID")), {"method": "PATCH", "nth": 1})],
+    "bytes changed on the way": [(Corrupt(2 * MIB, of="request"), {"method": "PATCH", "nth": 1})],
+    "HEAD after a lost PUT in trouble": [
+        (DropResponse(), {"method": "PUT", "nth": 1}),
+        (Answer(503), {"method": "HEAD", "times": 2}),
+    ],
+    "status in trouble after a cut": [
+        (Cut(MIB, of="request"), {"method": "PATCH", "nth": 1}),
+        (Answer(502), {"method": "GET", "path": UPLOADS, "times": 2}),
+    ],
+}
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["digest unknown", "digest known"])
+@pytest.mark.parametrize("name", SURVIVED)
+def test_a_fault_is_survived(registry: Registry, name: str, known: bool) -> None:
+    rules = [registry.proxy.add(fault, **where) for fault, where in SURVIVED[name]]  # type: ignore[arg-type]  # a table's values
+    time, bar = Time(), Bar()
+
+    digest = upload(open_repository(registry.host, time=time), Bytes(BODY, known=known), bar, quirks=PLAIN)
+
+    assert digest == Digest.of(BODY)
+    assert registry.has_blob(str(digest))
+    assert bar.done == len(BODY)
+    assert all(rule.hits for rule in rules)
+    if name.startswith("429"):
+        assert max(time.slept) >= 7
+        assert any("429" in note for note in bar.notes)
+
+
+@pytest.mark.parametrize("name", [name for name in SURVIVED if name.startswith("PUT stored") or "PUT lost" in name])
+def test_a_blob_whose_commit_had_no_clear_answer_is_not_sent_again(registry: Registry, name: str) -> None:
+    for fault, where in SURVIVED[name]:
+        registry.proxy.add(fault, **where)  # type: ignore[arg-type]  # the table's values are what add takes
+
+    upload(open_repository(registry.host), Bytes(BODY), Bar(), quirks=PLAIN)
+
+    assert len(registry.requests("PATCH")) == 1
+    assert len(registry.requests("PUT")) == 1
+
+
+def test_a_blob_that_is_there_is_not_sent(registry: Registry) -> None:
+    repository = open_repository(registry.host)
+    upload(repository, Bytes(BODY, known=True), Bar(), quirks=PLAIN)
+    registry.forget()
+    bar = Bar()
+
+    upload(repository, Bytes(BODY, known=True), bar, quirks=PLAIN)
+
+    assert [each.method for each in registry.requests()] == ["HEAD"]
+    assert bar.done == len(BODY)
+
+
+def test_the_body_goes_out_with_its_length_and_once(registry: Registry) -> None:
+    payload = Bytes(BODY)
+
+    upload(open_repository(registry.host), payload, Bar(), quirks=PLAIN)
+
+    patch = registry.requests("PATCH")[0]
+    assert patch.headers["content-length"] == str(len(BODY))
+    assert "content-range" not in patch.headers
+    assert [each.method for each in registry.requests()] == ["POST", "PATCH", "PUT"]
+    assert payload.reads == [0]
+
+
+def test_chunks_are_as_large_as_the_user_says(registry: Registry) -> None:
+    upload(open_repository(registry.host), Bytes(BODY), Bar(), quirks=quirks_for(registry.host, chunk_bytes=2 * MIB))
+
+    patches = registry.requests("PATCH")
+    assert [each.request_bytes for each in patches] == [2 * MIB, 2 * MIB, MIB + 4321]
+    assert patches[1].headers["content-range"] == f"{2 * MIB}-{4 * MIB - 1}"
+    assert registry.has_blob(str(Digest.of(BODY)))
+
+
+def test_a_cut_between_chunks_loses_only_the_chunk(lasting: Callable[..., LastingRegistry]) -> None:
+    target = lasting()
+    with FaultProxyContext(target) as proxy:
+        proxy.add(Cut(MIB, of="request"), method="PATCH", nth=2)
+        bar = Bar()
+
+        upload(open_repository(proxy.host), Bytes(BODY), bar, quirks=quirks_for(proxy.host, chunk_bytes=2 * MIB))
+
+    assert target.store.begun == 1
+    assert min(bar.restarts) >= 2 * MIB
+    assert str(Digest.of(BODY)) in target.store.blobs
+
+
+class FaultProxyContext:
+    def __init__(self, registry: LastingRegistry) -> None:
+        self._proxy = FaultProxy(("127.0.0.1", registry.port))
+
+    def __enter__(self) -> FaultProxy:
+        return self._proxy.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._proxy.close()
+
+
+@pytest.mark.parametrize("absolute", [False, True], ids=["relative location", "absolute location with a query"])
+@pytest.mark.parametrize("how", ["rst", "fin"])
+def test_a_cut_is_resumed_where_the_registry_is(
+    lasting: Callable[..., LastingRegistry],
+    before: Callable[[LastingRegistry], FaultProxy],
+    how: str,
+    absolute: bool,
+) -> None:
+    target = lasting(Manners(absolute_locations=absolute))
+    proxy = before(target)
+    proxy.add(Cut(3 * MIB, of="request", how="rst" if how == "rst" else "fin"), method="PATCH", nth=1)
+    payload, bar = Bytes(BODY), Bar()
+
+    upload(open_repository(proxy.host), payload, bar, quirks=PLAIN)
+
+    assert target.store.begun == 1
+    assert target.store.blobs[str(payload.digest)] == BODY
+    again = payload.reads[-1]
+    assert 0 < again <= 3 * MIB
+    assert target.store.patches[-1].content_range == f"{again}-{len(BODY) - 1}"
+    assert bar.done == len(BODY)
+
+
+def test_a_registry_that_is_elsewhere_than_thought_says_where(
+    lasting: Callable[..., LastingRegistry], before: Callable[[LastingRegistry], FaultProxy]
+) -> None:
+    target = lasting()
+    proxy = before(target)
+    proxy.add(Answer(416, headers={"Range": "0-5"}, carry_out=True), method="PATCH", nth=1)
+    payload = Bytes(BODY)
+
+    upload(open_repository(proxy.host), payload, Bar(), quirks=quirks_for(proxy.host, chunk_bytes=2 * MIB))
+
+    assert target.store.blobs[str(payload.digest)] == BODY
+
+
+@pytest.mark.parametrize(
+    ("manners", "quirks", "modes"),
+    [
+        (Manners(sized_patch_most=4 * MIB), quirks_for("ghcr.io"), [None]),
+        (Manners(sized_patch_most=4 * MIB), PLAIN, [len(BODY), None]),
+        (Manners(ends_with_first_patch=True), PLAIN, [len(BODY)]),
+        (Manners(ends_with_first_patch=True), quirks_for("1.dkr.ecr.eu-west-1.amazonaws.com"), [None]),
+        (Manners(ends_with_first_patch=True), quirks_for("example.com", chunk_bytes=MIB), [MIB, len(BODY)]),
+        (Manners(chunk_least=3 * MIB), quirks_for("example.com", chunk_bytes=MIB), [3 * MIB, 2 * MIB + 4321]),
+    ],
+    ids=["ghcr", "like ghcr", "like ecr", "ecr", "like ecr, chunks wanted", "chunks of 3 MiB at least"],
+)
+def test_registries_with_manners_get_what_they_want(
+    lasting: Callable[..., LastingRegistry], manners: Manners, quirks: Quirks, modes: list[int | None]
+) -> None:
+    target = lasting(manners)
+
+    digest = upload(open_repository(target.host), Bytes(BODY), Bar(), quirks=quirks)
+
+    assert target.store.blobs[str(digest)] == BODY
+    assert [patch.size for patch in target.store.patches] == modes
+
+
+@pytest.mark.parametrize("manners", [Manners(no_patch=True), Manners(sized_patch_most=1, request_most=10**9)])
+def test_a_registry_without_patch_gets_one_put_where_the_digest_is_known(
+    lasting: Callable[..., LastingRegistry], manners: Manners
+) -> None:
+    target = lasting(manners)
+
+    digest = upload(open_repository(target.host), Bytes(BODY, known=True), Bar(), quirks=PLAIN)
+
+    assert target.store.blobs[str(digest)] == BODY
+
+
+def test_a_limit_on_requests_leads_to_smaller_ones(lasting: Callable[..., LastingRegistry]) -> None:
+    target = lasting(Manners(request_most=64 * MIB))
+    body = pattern(65 * MIB)
+
+    digest = upload(open_repository(target.host), Bytes(body), Bar(), quirks=PLAIN)
+
+    assert digest == Digest.of(body)
+    assert str(digest) in target.store.blobs
+    assert [patch.size for patch in target.store.patches] == [65 * MIB, 64 * MIB, MIB]
+
+
+def test_a_limit_that_smaller_requests_do_not_meet_is_explained(lasting: Callable[..., LastingRegistry]) -> None:
+    target = lasting(Manners(request_most=MIB))
+
+    with pytest.raises(RegistryError) as caught:
+        upload(open_repository(target.host), Bytes(BODY), Bar(), quirks=PLAIN)
+
+    assert caught.value.status == 413
+    assert "--chunk-size" in caught.value.hint
+    assert target.store.uploads == {}
+
+
+@pytest.mark.parametrize("fault", [Cut(3 * MIB, of="request"), DropResponse(), Answer(503, carry_out=True)])
+def test_one_put_survives_what_happens_to_it(registry: Registry, fault: Fault) -> None:
+    registry.proxy.add(fault, method="PUT", nth=1)
+    whole = Quirks((), "", "", mode=Mode.WHOLE, mode_known=Mode.WHOLE, resumable=False)
+
+    digest = upload(open_repository(registry.host), Bytes(BODY, known=True), Bar(), quirks=whole)
+
+    assert registry.has_blob(str(digest))
+    assert len(registry.requests("PUT")) == (2 if isinstance(fault, Cut) else 1)
+
+
+def test_one_put_ends_only_after_the_digest_was_earned(registry: Registry) -> None:
+    payload = Bytes(BODY, known=True)
+    payload.verdict = ApplianceError("blob is corrupt", hint="fetch it again")
+    whole = Quirks((), "", "", mode_known=Mode.WHOLE)
+
+    with pytest.raises(ApplianceError, match="blob is corrupt"):
+        upload(open_repository(registry.host), payload, Bar(), quirks=whole)
+
+    assert not registry.has_blob(str(payload.digest))
+    assert registry.requests("PUT")[0].request_bytes < len(BODY)
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
+def test_a_refusal_ends_the_upload_and_takes_the_session_back(registry: Registry, method: str) -> None:
+    registry.proxy.add(Answer(403, error_body("DENIED")), method=method)
+
+    with pytest.raises(RegistryError, match=r"403 DENIED: told so") as caught:
+        upload(open_repository(registry.host), Bytes(BODY), Bar(), quirks=PLAIN)
+
+    assert "docker login" in caught.value.hint
+    assert len(registry.requests("DELETE")) == (0 if method == "POST" else 1)
+
+
+def test_bytes_that_are_wrong_twice_are_an_error(registry: Registry) -> None:
+    registry.proxy.add(Corrupt(MIB, of="request"), method="PATCH")
+
+    with pytest.raises(RegistryError, match="DIGEST_INVALID"):
+        upload(open_repository(registry.host), Bytes(BODY), Bar(), quirks=PLAIN)
+
+    assert len(registry.requests("PATCH")) == 2
+
+
+def test_a_registry_that_always_forgets_is_given_up(registry: Registry) -> None:
+    registry.proxy.add(session_lost(), method="PATCH")
+
+    with pytest.raises(RegistryError, match="lost the upload") as caught:
+        upload(open_repository(registry.host), Bytes(BODY), Bar(), quirks=PLAIN)
+
+    assert "http.secret" in caught.value.hint
+    assert len(registry.requests("PATCH")) < 10
+
+
+@pytest.mark.parametrize(("method", "status"), [("POST", 503), ("PATCH", 500), ("PUT", 502)])
+def test_trouble_without_end_is_given_up_after_the_patience(registry: Registry, method: str, status: int) -> None:
+    registry.proxy.add(Answer(status, early=method == "PATCH"), method=method)
+    time = Time()
+
+    with pytest.raises(RegistryError, match=str(status)):
+        upload(open_repository(registry.host, time=time, patience_s=60), Bytes(BODY), Bar(), quirks=PLAIN)
+
+    assert 60 <= sum(time.slept) < 200
+
+
+def test_a_wait_beyond_reason_is_an_error_at_once(registry: Registry) -> None:
+    registry.proxy.add(Answer(429, headers={"Retry-After": "86400"}), method="POST")
+    time = Time()
+
+    with pytest.raises(RegistryError, match="429"):
+        upload(open_repository(registry.host, time=time), Bytes(BODY), Bar(), quirks=PLAIN)
+
+    assert time.slept == []
+
+
+def test_an_early_answer_stops_the_sending(registry: Registry) -> None:
+    registry.proxy.add(Answer(403, error_body("DENIED"), early=True), method="PATCH")
+    body = pattern(64 * MIB)
+    bar = Bar()
+
+    with pytest.raises(RegistryError, match="DENIED"):
+        upload(open_repository(registry.host), Bytes(body), bar, quirks=PLAIN)
+
+    assert bar.done < len(body) // 2
+
+
+# --- the source's own trouble
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ApplianceError("disk gone", hint="look"),
+        NetworkError("source gone", hint="look", host="other", fault=NetworkFault.BROKEN),
+        OSError(5, "input/output error"),
+    ],
+    ids=["application", "network", "system"],
+)
+@pytest.mark.parametrize("known", [False, True])
+def test_what_the_source_raises_comes_out_unchanged(registry: Registry, error: Exception, known: bool) -> None:
+    def fail(offset: int) -> None:
+        if offset >= 2 * MIB:
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        upload(open_repository(registry.host), Bytes(BODY, known=known, hook=fail), Bar(), quirks=PLAIN)
+
+    assert caught.value is error
+    assert len(registry.requests("PATCH")) == 1
+    assert len(registry.requests("DELETE")) == 1
+
+
+def test_a_digest_that_is_not_earned_leaves_no_blob(registry: Registry) -> None:
+    payload = Bytes(BODY)
+    payload.verdict = NetworkError("check failed", hint="look", host="other", fault=NetworkFault.BROKEN)
+
+    with pytest.raises(NetworkError, match="check failed"):
+        upload(open_repository(registry.host), payload, Bar(), quirks=PLAIN)
+
+    assert registry.requests("PUT") == []
+    assert len(registry.requests("DELETE")) == 1
+    assert not registry.has_blob(str(payload.digest))
+
+
+def test_a_source_that_ends_early_is_not_an_upload(registry: Registry) -> None:
+    payload = Bytes(BODY)
+    payload.size += 10
+
+    with pytest.raises(ApplianceError, match=f"source ended after {len(BODY)} of"):
+        upload(open_repository(registry.host), payload, Bar(), quirks=PLAIN)
+
+    assert registry.requests("PUT") == []
+
+
+def test_the_other_consumers_of_a_pass_do_not_wait_for_a_broken_upload(registry: Registry) -> None:
+    body = pattern(40 * MIB)
+    stall = Stall(MIB, of="request")
+    registry.proxy.add(Cut(MIB, of="request"), method="PATCH", nth=1)
+    registry.proxy.add(stall, method="PATCH", nth=2)
+    repository = open_repository(registry.host)
+    other_done = threading.Event()
+    other: list[int] = []
+
+    def push(payload: Payload) -> None:
+        upload(repository, payload, Bar(), quirks=PLAIN)
+
+    def count(payload: Payload) -> None:
+        other.append(sum(map(len, payload.read())))
+        other_done.set()
+
+    passing = threading.Thread(target=lambda: run_pass(Bytes(body), consumers=[push, count]))
+    passing.start()
+    try:
+        assert other_done.wait(30)
+    finally:
+        stall.release()
+        passing.join(30)
+
+    assert other == [len(body)]
+    assert registry.has_blob(str(Digest.of(body)))
+
+
+# --- tokens
+
+
+def test_a_token_that_ends_in_mid_upload_is_renewed(make_registry: MakeRegistry) -> None:
+    registry = make_registry(Options(auth="token"))
+    assert registry.tokens
+    challenge = f'Bearer realm="{registry.tokens.realm}",service="test registry",error="invalid_token"'
+    refusal = Answer(401, error_body("UNAUTHORIZED"), {"WWW-Authenticate": challenge}, early=True)
+    registry.proxy.add(refusal, method="PATCH", nth=2)
+    registry.proxy.add(refusal, method="PUT", nth=1)
+    repository = open_repository(registry.host, credentials=builder)
+
+    upload(repository, Bytes(BODY), Bar(), quirks=quirks_for(registry.host, chunk_bytes=2 * MIB))
+
+    assert registry.has_blob(str(Digest.of(BODY)))
+    assert len(registry.tokens.asked) == 3
+    assert len({each.headers["authorization"] for each in registry.requests("PATCH")}) == 2
+    assert len(registry.requests("POST")) == 2  # the first one without a token
+
+
+def test_a_token_is_renewed_before_it_ends(make_registry: MakeRegistry) -> None:
+    registry = make_registry(Options(auth="token"))
+    assert registry.tokens
+    registry.tokens.reported_s = 100
+    time = Time()
+
+    def pass_time(offset: int) -> None:
+        if offset == 3 * MIB:
+            time.now_s += 90
+
+    payload = Bytes(BODY, hook=pass_time)
+    repository = open_repository(registry.host, credentials=builder, time=time)
+
+    upload(repository, payload, Bar(), quirks=quirks_for(registry.host, chunk_bytes=2 * MIB))
+
+    assert len(registry.tokens.asked) == 2
+    assert [each.status for each in registry.requests() if each.status == 401] == [401]
+
+
+# --- a later process
+
+_CHILD = """
+    import sys
+    from pathlib import Path
+    from registry_client import Bar, Bytes, open_repository, pattern
+    from appliance_builder.quirks import quirks_for
+    from appliance_builder.sessions import UploadState
+    from appliance_builder.upload import upload
+
+    host, file, size = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    repository = open_repository(host)
+    state = UploadState(file, repository=repository, layer="the layer")
+    upload(repository, Bytes(pattern(size)), Bar(), quirks=quirks_for(host), state=state)
+"""
+
+
+_LONG = pattern(32 * MIB)  # more than sockets hold for a process that is dead
+
+
+def _child(host: str, file: Path) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-c", textwrap.dedent(_CHILD), host, str(file), str(len(_LONG))]
+    return subprocess.Popen(words, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+def test_an_upload_goes_on_after_kill_9(
+    lasting: Callable[..., LastingRegistry], before: Callable[[LastingRegistry], FaultProxy], tmp_path: Path
+) -> None:
+    target = lasting()
+    proxy = before(target)
+    stall = Stall(3 * MIB, of="request")
+    rule = proxy.add(stall, method="PATCH", nth=1)
+    file = tmp_path / "sessions" / "upload.json"
+    first = _child(proxy.host, file)
+    target.wait_for_bytes(3 * MIB - 65536)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    mode = stat.S_IMODE(file.stat().st_mode)
+    proxy.remove(rule)
+
+    second = _child(proxy.host, file)
+
+    assert second.wait() == 0
+    assert mode == 0o600
+    assert target.store.begun == 1
+    assert int(target.store.patches[-1].content_range.partition("-")[0]) >= 3 * MIB - 65536
+    assert str(Digest.of(_LONG)) in target.store.blobs
+    assert not file.exists()
+
+
+def test_a_session_that_the_registry_forgot_begins_anew(registry: Registry, tmp_path: Path) -> None:
+    repository = open_repository(registry.host)
+    state = UploadState(tmp_path / "upload.json", repository=repository, layer="x")
+    session = repository.uploads.begin()
+    state.save(session)
+    repository.delete_upload(session.location)
+
+    upload(repository, Bytes(BODY), Bar(), quirks=PLAIN, state=state)
+
+    assert registry.has_blob(str(Digest.of(BODY)))
+    assert not (tmp_path / "upload.json").exists()
+
+
+def test_a_session_of_other_bytes_is_found_out(lasting: Callable[..., LastingRegistry], tmp_path: Path) -> None:
+    target = lasting()
+    repository = open_repository(target.host)
+    state = UploadState(tmp_path / "upload.json", repository=repository, layer="x")
+    session = repository.uploads.begin()
+    target.store.uploads["u1"] += pattern(MIB, seed=9)
+    state.save(session)
+
+    digest = upload(repository, Bytes(BODY), Bar(), quirks=PLAIN, state=state)
+
+    assert target.store.blobs[str(digest)] == BODY
+
+
+def test_a_session_is_kept_when_the_registry_goes_away(
+    lasting: Callable[..., LastingRegistry], before: Callable[[LastingRegistry], FaultProxy], tmp_path: Path
+) -> None:
+    target = lasting()
+    proxy = before(target)
+    proxy.add(Cut(2 * MIB, of="request"), method="PATCH")
+    proxy.add(Answer(503), method="GET")
+    repository = open_repository(proxy.host)
+    state = UploadState(tmp_path / "upload.json", repository=repository, layer="x")
+    with pytest.raises(ApplianceError):
+        upload(repository, Bytes(BODY), Bar(), quirks=PLAIN, state=state)
+    proxy.clear()
+    payload = Bytes(BODY)
+
+    upload(repository, payload, Bar(), quirks=PLAIN, state=state)
+
+    assert target.store.begun == 1
+    assert payload.reads[0] >= 2 * MIB - 65536
+    assert target.store.blobs[str(payload.digest)] == BODY
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"version": 1}', '{"version": 1, "repository": "h/n", "layer": "y", "location": 3}']
+)
+def test_a_state_file_that_makes_no_sense_is_no_session(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "upload.json"
+    file.write_text(content)
+
+    assert UploadState(file, repository=open_repository("h", "n"), layer="y").load() is None
+
+
+def test_a_registry_that_moves_to_another_location_is_followed(registry: Registry) -> None:
+    registry.proxy.add(Headers({"Docker-Upload-UUID": None}), method="PATCH")
+
+    digest = upload(open_repository(registry.host), Bytes(BODY), Bar(), quirks=PLAIN)
+
+    assert registry.has_blob(str(digest))
