@@ -132,7 +132,7 @@ def ceilings(bench: Bench) -> float:
     url = f"http://127.0.0.1:{registry.backend_port}/v2/ceiling/blobs/uploads/"
     answer = run(["curl", "-s", "-S", "-f", "-o", "/dev/null", "-w", "%header{location}", "-X", "POST", url])
     digest = f"sha256:{source.name.removeprefix('sha256-')}"
-    put = ["curl", "-s", "-S", "-f", "-T", source, "-H", "Content-Type: application/octet-stream"]
+    put: list[str | Path] = ["curl", "-s", "-S", "-f", "-T", source, "-H", "Content-Type: application/octet-stream"]
     loopback = run([*put, f"{answer.output.strip()}&digest={digest}"])
     bench.add("sha256 of the blob, one core", sha256_s)
     bench.add("writing the blob to this disk", disk.seconds)

@@ -7,11 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ollamastore import Config, StoredModel, lay_model
+from ollamastore import Config, Source, StoredModel, lay_model
 from smallbase import assemble
 from tinygguf import write_tiny_gguf
 

@@ -4,17 +4,22 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from registries import PASSWORD, USER
+from authority import Authority
+from registries import PASSWORD, USER, Registry
 
 from appliance_builder.credentials import Credentials
 from appliance_builder.http import Http
 from appliance_builder.network import Network
+from appliance_builder.quirks import quirks_for
 from appliance_builder.registry import Repository
 from appliance_builder.transport import Transport
+from appliance_builder.upload import upload
 from appliance_builder.waiting import Waiting
 from appliance_image.digest import Digest
+from appliance_image.oci import LAYER_TAR, Descriptor
 
 MIB = 1024 * 1024
+BLOBS = r"/blobs/sha256:"
 
 
 class Time:
@@ -126,3 +131,17 @@ def open_repository(
         _opened.append(http)
     waiting = (time or Time()).waiting(patience_s)
     return Repository(Transport(host, http, credentials=credentials, waiting=waiting), name, push=push)
+
+
+BODY = pattern(5 * MIB + 4321)
+BLOB = Descriptor(LAYER_TAR, Digest.of(BODY), len(BODY))
+
+
+def store(registry: Registry, body: bytes = BODY, name: str = "ai/model") -> Repository:
+    repository = open_repository(registry.host, name)
+    upload(repository, Bytes(body), Bar(), quirks=quirks_for(registry.host))
+    return repository
+
+
+def trusting(registry: Registry, authority: Authority) -> Http:
+    return Http(Network(ca={registry.host: authority.certificate}), environ={})

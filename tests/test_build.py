@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from building import MIB, OLLAMA, Site, failed, ok
+from building import APPLIANCE, MIB, OLLAMA, Site, failed, ok
 from registries import Registry
 
 from appliance_image.oci import ImageConfig, Index, Manifest
@@ -157,8 +157,6 @@ def test_an_archive_on_stdout_is_the_one_in_a_file(site: Site, registry: Registr
     ok(site.run(*words, "--output", f"oci-archive:{archive}"))
 
     with (site.directory / "stdout.tar").open("wb") as file:
-        from building import APPLIANCE
-
         subprocess.run([APPLIANCE, *words, "--output", "oci-archive:-"], stdout=file, env=site.environment, check=True)
 
     inspected = [

@@ -566,7 +566,9 @@ def fake_engine(answers: dict[str, tuple[int, object]]) -> Iterator[str]:
                 except OSError:
                     return
                 with connection:
-                    path = connection.recv(65536).split(b" ")[1].decode()
+                    path = connection.recv(65536).partition(b" ")[2].partition(b" ")[0].decode()
+                    if not path:
+                        continue  # somebody looked whether anybody listens
                     found = [answer for name, answer in answers.items() if name in path]
                     status, body = found[0] if found else (404, {"message": "no such thing"})
                     text = json.dumps(body).encode()

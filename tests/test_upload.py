@@ -2,36 +2,25 @@
 their own. Every fault ends in the right blob or in an error that says what to do."""
 
 import json
-import os
-import signal
-import stat
-import subprocess
-import sys
-import textwrap
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from conftest import MakeRegistry
-from faultproxy import FaultProxy
 from faults import Answer, Corrupt, Cut, DropResponse, Fault, Headers, Stall, session_lost
-from lasting_registry import LastingRegistry, Manners
 from registries import Options, Registry
-from registry_client import MIB, Bar, Bytes, Time, builder, close_connections, open_repository, pattern
+from registry_client import BODY, MIB, Bar, Bytes, Time, builder, close_connections, open_repository, pattern
 
 from appliance_builder.network_errors import Fault as NetworkFault
 from appliance_builder.network_errors import NetworkError
 from appliance_builder.ports import Payload
 from appliance_builder.quirks import Mode, Quirks, quirks_for
 from appliance_builder.registry_errors import RegistryError
-from appliance_builder.sessions import UploadState
 from appliance_builder.stream import run_pass
 from appliance_builder.upload import upload
 from appliance_image.digest import Digest
 from appliance_image.errors import ApplianceError
 
-BODY = pattern(5 * MIB + 4321)
 UPLOADS = r"/blobs/uploads/"
 PLAIN = quirks_for("127.0.0.1")
 
@@ -40,33 +29,6 @@ PLAIN = quirks_for("127.0.0.1")
 def _closed_connections() -> Iterator[None]:
     yield
     close_connections()
-
-
-@pytest.fixture
-def lasting() -> Iterator[Callable[..., LastingRegistry]]:
-    made: list[LastingRegistry] = []
-
-    def make(manners: Manners | None = None) -> LastingRegistry:
-        made.append(LastingRegistry(manners).start())
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-@pytest.fixture
-def before() -> Iterator[Callable[[LastingRegistry], FaultProxy]]:
-    """A fault proxy before a registry."""
-    made: list[FaultProxy] = []
-
-    def make(registry: LastingRegistry) -> FaultProxy:
-        made.append(FaultProxy(("127.0.0.1", registry.port)).start())
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
 
 
 def error_body(code: str) -> bytes:
@@ -174,120 +136,12 @@ def test_chunks_are_as_large_as_the_user_says(registry: Registry) -> None:
     assert registry.has_blob(str(Digest.of(BODY)))
 
 
-def test_a_cut_between_chunks_loses_only_the_chunk(lasting: Callable[..., LastingRegistry]) -> None:
-    target = lasting()
-    with FaultProxyContext(target) as proxy:
-        proxy.add(Cut(MIB, of="request"), method="PATCH", nth=2)
-        bar = Bar()
+def test_a_registry_that_moves_to_another_location_is_followed(registry: Registry) -> None:
+    registry.proxy.add(Headers({"Docker-Upload-UUID": None}), method="PATCH")
 
-        upload(open_repository(proxy.host), Bytes(BODY), bar, quirks=quirks_for(proxy.host, chunk_bytes=2 * MIB))
+    digest = upload(open_repository(registry.host), Bytes(BODY), Bar(), quirks=PLAIN)
 
-    assert target.store.begun == 1
-    assert min(bar.restarts) >= 2 * MIB
-    assert str(Digest.of(BODY)) in target.store.blobs
-
-
-class FaultProxyContext:
-    def __init__(self, registry: LastingRegistry) -> None:
-        self._proxy = FaultProxy(("127.0.0.1", registry.port))
-
-    def __enter__(self) -> FaultProxy:
-        return self._proxy.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._proxy.close()
-
-
-@pytest.mark.parametrize("absolute", [False, True], ids=["relative location", "absolute location with a query"])
-@pytest.mark.parametrize("how", ["rst", "fin"])
-def test_a_cut_is_resumed_where_the_registry_is(
-    lasting: Callable[..., LastingRegistry],
-    before: Callable[[LastingRegistry], FaultProxy],
-    how: str,
-    absolute: bool,
-) -> None:
-    target = lasting(Manners(absolute_locations=absolute))
-    proxy = before(target)
-    proxy.add(Cut(3 * MIB, of="request", how="rst" if how == "rst" else "fin"), method="PATCH", nth=1)
-    payload, bar = Bytes(BODY), Bar()
-
-    upload(open_repository(proxy.host), payload, bar, quirks=PLAIN)
-
-    assert target.store.begun == 1
-    assert target.store.blobs[str(payload.digest)] == BODY
-    again = payload.reads[-1]
-    assert 0 < again <= 3 * MIB
-    assert target.store.patches[-1].content_range == f"{again}-{len(BODY) - 1}"
-    assert bar.done == len(BODY)
-
-
-def test_a_registry_that_is_elsewhere_than_thought_says_where(
-    lasting: Callable[..., LastingRegistry], before: Callable[[LastingRegistry], FaultProxy]
-) -> None:
-    target = lasting()
-    proxy = before(target)
-    proxy.add(Answer(416, headers={"Range": "0-5"}, carry_out=True), method="PATCH", nth=1)
-    payload = Bytes(BODY)
-
-    upload(open_repository(proxy.host), payload, Bar(), quirks=quirks_for(proxy.host, chunk_bytes=2 * MIB))
-
-    assert target.store.blobs[str(payload.digest)] == BODY
-
-
-@pytest.mark.parametrize(
-    ("manners", "quirks", "modes"),
-    [
-        (Manners(sized_patch_most=4 * MIB), quirks_for("ghcr.io"), [None]),
-        (Manners(sized_patch_most=4 * MIB), PLAIN, [len(BODY), None]),
-        (Manners(ends_with_first_patch=True), PLAIN, [len(BODY)]),
-        (Manners(ends_with_first_patch=True), quirks_for("1.dkr.ecr.eu-west-1.amazonaws.com"), [None]),
-        (Manners(ends_with_first_patch=True), quirks_for("example.com", chunk_bytes=MIB), [MIB, len(BODY)]),
-        (Manners(chunk_least=3 * MIB), quirks_for("example.com", chunk_bytes=MIB), [3 * MIB, 2 * MIB + 4321]),
-    ],
-    ids=["ghcr", "like ghcr", "like ecr", "ecr", "like ecr, chunks wanted", "chunks of 3 MiB at least"],
-)
-def test_registries_with_manners_get_what_they_want(
-    lasting: Callable[..., LastingRegistry], manners: Manners, quirks: Quirks, modes: list[int | None]
-) -> None:
-    target = lasting(manners)
-
-    digest = upload(open_repository(target.host), Bytes(BODY), Bar(), quirks=quirks)
-
-    assert target.store.blobs[str(digest)] == BODY
-    assert [patch.size for patch in target.store.patches] == modes
-
-
-@pytest.mark.parametrize("manners", [Manners(no_patch=True), Manners(sized_patch_most=1, request_most=10**9)])
-def test_a_registry_without_patch_gets_one_put_where_the_digest_is_known(
-    lasting: Callable[..., LastingRegistry], manners: Manners
-) -> None:
-    target = lasting(manners)
-
-    digest = upload(open_repository(target.host), Bytes(BODY, known=True), Bar(), quirks=PLAIN)
-
-    assert target.store.blobs[str(digest)] == BODY
-
-
-def test_a_limit_on_requests_leads_to_smaller_ones(lasting: Callable[..., LastingRegistry]) -> None:
-    target = lasting(Manners(request_most=64 * MIB))
-    body = pattern(65 * MIB)
-
-    digest = upload(open_repository(target.host), Bytes(body), Bar(), quirks=PLAIN)
-
-    assert digest == Digest.of(body)
-    assert str(digest) in target.store.blobs
-    assert [patch.size for patch in target.store.patches] == [65 * MIB, 64 * MIB, MIB]
-
-
-def test_a_limit_that_smaller_requests_do_not_meet_is_explained(lasting: Callable[..., LastingRegistry]) -> None:
-    target = lasting(Manners(request_most=MIB))
-
-    with pytest.raises(RegistryError) as caught:
-        upload(open_repository(target.host), Bytes(BODY), Bar(), quirks=PLAIN)
-
-    assert caught.value.status == 413
-    assert "--chunk-size" in caught.value.hint
-    assert target.store.uploads == {}
+    assert registry.has_blob(str(digest))
 
 
 @pytest.mark.parametrize("fault", [Cut(3 * MIB, of="request"), DropResponse(), Answer(503, carry_out=True)])
@@ -491,118 +345,3 @@ def test_a_token_is_renewed_before_it_ends(make_registry: MakeRegistry) -> None:
 
     assert len(registry.tokens.asked) == 2
     assert [each.status for each in registry.requests() if each.status == 401] == [401]
-
-
-# --- a later process
-
-_CHILD = """
-    import sys
-    from pathlib import Path
-    from registry_client import Bar, Bytes, open_repository, pattern
-    from appliance_builder.quirks import quirks_for
-    from appliance_builder.sessions import UploadState
-    from appliance_builder.upload import upload
-
-    host, file, size = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    repository = open_repository(host)
-    state = UploadState(file, repository=repository, layer="the layer")
-    upload(repository, Bytes(pattern(size)), Bar(), quirks=quirks_for(host), state=state)
-"""
-
-
-_LONG = pattern(32 * MIB)  # more than sockets hold for a process that is dead
-
-
-def _child(host: str, file: Path) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-c", textwrap.dedent(_CHILD), host, str(file), str(len(_LONG))]
-    return subprocess.Popen(words, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-
-
-def test_an_upload_goes_on_after_kill_9(
-    lasting: Callable[..., LastingRegistry], before: Callable[[LastingRegistry], FaultProxy], tmp_path: Path
-) -> None:
-    target = lasting()
-    proxy = before(target)
-    stall = Stall(3 * MIB, of="request")
-    rule = proxy.add(stall, method="PATCH", nth=1)
-    file = tmp_path / "sessions" / "upload.json"
-    first = _child(proxy.host, file)
-    target.wait_for_bytes(3 * MIB - 65536)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    mode = stat.S_IMODE(file.stat().st_mode)
-    proxy.remove(rule)
-
-    second = _child(proxy.host, file)
-
-    assert second.wait() == 0
-    assert mode == 0o600
-    assert target.store.begun == 1
-    assert int(target.store.patches[-1].content_range.partition("-")[0]) >= 3 * MIB - 65536
-    assert str(Digest.of(_LONG)) in target.store.blobs
-    assert not file.exists()
-
-
-def test_a_session_that_the_registry_forgot_begins_anew(registry: Registry, tmp_path: Path) -> None:
-    repository = open_repository(registry.host)
-    state = UploadState(tmp_path / "upload.json", repository=repository, layer="x")
-    session = repository.uploads.begin()
-    state.save(session)
-    repository.delete_upload(session.location)
-
-    upload(repository, Bytes(BODY), Bar(), quirks=PLAIN, state=state)
-
-    assert registry.has_blob(str(Digest.of(BODY)))
-    assert not (tmp_path / "upload.json").exists()
-
-
-def test_a_session_of_other_bytes_is_found_out(lasting: Callable[..., LastingRegistry], tmp_path: Path) -> None:
-    target = lasting()
-    repository = open_repository(target.host)
-    state = UploadState(tmp_path / "upload.json", repository=repository, layer="x")
-    session = repository.uploads.begin()
-    target.store.uploads["u1"] += pattern(MIB, seed=9)
-    state.save(session)
-
-    digest = upload(repository, Bytes(BODY), Bar(), quirks=PLAIN, state=state)
-
-    assert target.store.blobs[str(digest)] == BODY
-
-
-def test_a_session_is_kept_when_the_registry_goes_away(
-    lasting: Callable[..., LastingRegistry], before: Callable[[LastingRegistry], FaultProxy], tmp_path: Path
-) -> None:
-    target = lasting()
-    proxy = before(target)
-    proxy.add(Cut(2 * MIB, of="request"), method="PATCH")
-    proxy.add(Answer(503), method="GET")
-    repository = open_repository(proxy.host)
-    state = UploadState(tmp_path / "upload.json", repository=repository, layer="x")
-    with pytest.raises(ApplianceError):
-        upload(repository, Bytes(BODY), Bar(), quirks=PLAIN, state=state)
-    proxy.clear()
-    payload = Bytes(BODY)
-
-    upload(repository, payload, Bar(), quirks=PLAIN, state=state)
-
-    assert target.store.begun == 1
-    assert payload.reads[0] >= 2 * MIB - 65536
-    assert target.store.blobs[str(payload.digest)] == BODY
-
-
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"version": 1}', '{"version": 1, "repository": "h/n", "layer": "y", "location": 3}']
-)
-def test_a_state_file_that_makes_no_sense_is_no_session(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "upload.json"
-    file.write_text(content)
-
-    assert UploadState(file, repository=open_repository("h", "n"), layer="y").load() is None
-
-
-def test_a_registry_that_moves_to_another_location_is_followed(registry: Registry) -> None:
-    registry.proxy.add(Headers({"Docker-Upload-UUID": None}), method="PATCH")
-
-    digest = upload(open_repository(registry.host), Bytes(BODY), Bar(), quirks=PLAIN)
-
-    assert registry.has_blob(str(digest))
