@@ -72,7 +72,7 @@ class Site:
     def lay(self, name: str = MODEL, *, pad_bytes: int = MIB, seed: int = 0, template: str = TEMPLATE) -> StoredModel:
         weights = self.directory / "weights.gguf"
         write_tiny_gguf(weights, pad_bytes=pad_bytes, seed=seed)
-        layers = {
+        layers: dict[str, Source | Sequence[Source]] = {
             "model": weights,
             "template": template,
             "params": {"stop": ["<｜User｜>"]},

@@ -22,6 +22,9 @@ from urllib.parse import urlsplit
 from faults import Answer, CutError, DropResponse, Fault, How, IgnoreRange, Side, Stall, changed_head, faulty
 from httpwire import Head, WireError, framed, read_body, read_head, reader, request_framing, response_framing
 
+_TLS_HANDSHAKE = b"\x16"
+_NOT_TLS = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTPS request to an HTTP server.\n"
+
 
 @dataclass(slots=True)
 class Rule:
@@ -162,6 +165,9 @@ class FaultProxy:
                 with self._changed:
                     self._clients.add(client)
                 stream = stack.enter_context(reader(client))
+                if stream.peek(1)[:1] == _TLS_HANDSHAKE:
+                    client.sendall(_NOT_TLS)  # as Go's servers do; a client that tries TLS first learns from it
+                    return
                 while (head := read_head(stream)) and self._handle(client, stream, head):
                     pass
             except CutError as cut:
