@@ -173,6 +173,8 @@ class PrivateEngine(Engine):
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
+        if self._daemon is not None:
+            self._daemon.send_signal(signal.SIGCONT)  # nsenter stopped with its child
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -196,9 +198,14 @@ class PrivateEngine(Engine):
         return (self.directory / "dockerd.log").read_text(errors="replace")[-3000:]
 
     def close(self) -> None:
-        self._enclosure.close()
+        if not self.directory.exists():
+            return
         if self._daemon is not None:
-            self._daemon.wait(timeout=60)
+            # nsenter, dockerd's parent from outside: while it is stopped nobody could bury dockerd.
+            self._daemon.kill()
+            self._daemon.wait()
+            self._daemon = None
+        self._enclosure.close()
         discard(self.directory)
 
     def _answers_or_died(self) -> bool:

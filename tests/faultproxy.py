@@ -20,7 +20,17 @@ from io import BufferedReader
 from urllib.parse import urlsplit
 
 from faults import Answer, CutError, DropResponse, Fault, How, IgnoreRange, Side, Stall, changed_head, faulty
-from httpwire import Head, WireError, framed, read_body, read_head, reader, request_framing, response_framing
+from httpwire import (
+    BAD_REQUEST,
+    Head,
+    WireError,
+    framed,
+    read_body,
+    read_head,
+    reader,
+    request_framing,
+    response_framing,
+)
 
 _TLS_HANDSHAKE = b"\x16"
 _NOT_TLS = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTPS request to an HTTP server.\n"
@@ -168,7 +178,7 @@ class FaultProxy:
                 if stream.peek(1)[:1] == _TLS_HANDSHAKE:
                     client.sendall(_NOT_TLS)  # as Go's servers do; a client that tries TLS first learns from it
                     return
-                while (head := read_head(stream)) and self._handle(client, stream, head):
+                while (head := _next_head(client, stream)) and self._handle(client, stream, head):
                     pass
             except CutError as cut:
                 _end(client, cut.how)
@@ -294,6 +304,16 @@ class _Carrier:
                 self._entry.response_bytes += len(piece)
             self._proxy.note()
             yield piece
+
+
+def _next_head(client: socket.socket, stream: BufferedReader) -> Head | None:
+    try:
+        return read_head(stream)
+    except WireError:
+        # An engine that tries TLS first takes the hint from such an answer, as it would from Go's servers.
+        client.sendall(BAD_REQUEST)
+        _end(client, "fin")
+        return None
 
 
 def _lowered(head: Head) -> dict[str, str]:

@@ -10,6 +10,10 @@ PIECE_BYTES = 256 * 1024
 Framing = Literal["none", "fixed", "chunked", "until-end"]
 
 
+_TLS_HANDSHAKE = b"\x16"
+BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n400 Bad Request"
+
+
 class WireError(Exception):
     pass
 
@@ -53,6 +57,8 @@ def reader(connection: socket.socket) -> BufferedReader:
 
 def read_head(stream: BufferedReader) -> Head | None:
     """The next head, or None where the peer has ended the connection."""
+    if stream.peek(1)[:1] == _TLS_HANDSHAKE:
+        raise WireError("the peer speaks TLS")  # and would wait for an answer before it sends a line's end
     first = stream.readline(65536)
     if not first:
         return None

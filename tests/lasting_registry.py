@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -37,6 +38,7 @@ class Store:
     blobs: dict[str, bytes] = field(default_factory=dict)
     patches: list[Patched] = field(default_factory=list)
     begun: int = 0
+    receiving: int = 0
     changed: threading.Condition = field(default_factory=threading.Condition)
 
 
@@ -57,12 +59,17 @@ class LastingRegistry:
         self._thread.join()
         self._server.server_close()
 
-    def wait_for_bytes(self, size: int, *, timeout_s: float = 30) -> None:
+    def wait_for_bytes(self, size: int) -> None:
+        self._wait(lambda: any(len(upload) >= size for upload in self.store.uploads.values()), f"{size} bytes")
+
+    def wait_until_idle(self) -> None:
+        """Until what was under way when a connection ended is stored."""
+        self._wait(lambda: self.store.receiving == 0, "an end of the receiving")
+
+    def _wait(self, seen: Callable[[], bool], what: str, *, timeout_s: float = 30) -> None:
         with self.store.changed:
-            if not self.store.changed.wait_for(
-                lambda: any(len(upload) >= size for upload in self.store.uploads.values()), timeout_s
-            ):
-                raise TimeoutError(f"{size} bytes not seen within {timeout_s:g} s")
+            if not self.store.changed.wait_for(seen, timeout_s):
+                raise TimeoutError(f"{what} not seen within {timeout_s:g} s")
 
 
 class _Server(ThreadingHTTPServer):
@@ -142,6 +149,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(404 if blob is None else 200, {"Content-Length": str(len(blob or b""))})
 
     def _receive(self, upload: bytearray) -> None:
+        store = self.server.store
+        with store.changed:
+            store.receiving += 1
+        try:
+            self._take(upload)
+        finally:
+            with store.changed:
+                store.receiving -= 1
+                store.changed.notify_all()
+
+    def _take(self, upload: bytearray) -> None:
         if self.headers.get("Transfer-Encoding") == "chunked":
             while size := int(self.rfile.readline(), 16):
                 self._append(upload, size)

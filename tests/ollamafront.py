@@ -7,7 +7,6 @@ The registry is 127.0.0.1, the blob host is `localhost`: Ollama follows a link o
 behind a `FaultProxy` (`front.proxy`, `front.blob_proxy`), so both count and can be made to misbehave.
 """
 
-import base64
 import json
 import re
 import secrets
@@ -22,6 +21,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from blobsources import BlobSource
 from faultproxy import Exchange, FaultProxy
+from tokenserver import basic
 
 USER = "builder"
 PASSWORD = "open-sesame"
@@ -61,7 +61,9 @@ class OllamaFront:
         self._tokens: set[str] = set()
         self._lock = threading.Lock()
         self._servers = [_Server(self, _RegistryHandler), _Server(self, _BlobHandler)]
-        self._threads = [threading.Thread(target=server.serve_forever, daemon=True) for server in self._servers]
+        self._threads = [
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True) for server in self._servers
+        ]
         self.proxy, self.blob_proxy = (
             FaultProxy(("127.0.0.1", server.server_address[1]), tls=tls) for server in self._servers
         )
@@ -128,7 +130,7 @@ class OllamaFront:
             return link
 
     def token(self, authorization: str) -> str | None:
-        if self.manners.token_needs_password and authorization != _basic():
+        if self.manners.token_needs_password and authorization != basic(USER, PASSWORD):
             return None
         token = secrets.token_urlsafe(24)
         with self._lock:
@@ -140,7 +142,7 @@ class OllamaFront:
             case "none":
                 return True
             case "basic":
-                return authorization == _basic()
+                return authorization == basic(USER, PASSWORD)
             case "bearer":
                 with self._lock:
                     return authorization.removeprefix("Bearer ") in self._tokens
@@ -155,10 +157,6 @@ def start_front(
 ) -> OllamaFront:
     """A running front. Call `close` in the end, and look at `violations`."""
     return OllamaFront(source, manners or Manners(), tls).start()
-
-
-def _basic() -> str:
-    return "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 
 
 class _Server(ThreadingHTTPServer):

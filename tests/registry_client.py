@@ -25,14 +25,17 @@ BLOBS = r"/blobs/sha256:"
 class Time:
     """A clock that goes on only when somebody sleeps, or is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, before_sleep: Callable[[], None] | None = None) -> None:
         self.now_s = 1000.0
         self.slept: list[float] = []
+        self._before_sleep = before_sleep
 
     def clock(self) -> float:
         return self.now_s
 
     def sleep(self, seconds: float) -> None:
+        if self._before_sleep:
+            self._before_sleep()
         self.slept.append(seconds)
         self.now_s += seconds
 

@@ -1,6 +1,5 @@
 """The components that other tests stand on are real, reachable, and misbehave as told."""
 
-import base64
 import contextlib
 import hashlib
 import http.client
@@ -28,8 +27,9 @@ from faultproxy import FaultProxy
 from faults import Answer, Corrupt, Cut, DropResponse, Headers, IgnoreRange, Shorten, Slow, Stall, session_lost
 from ollamafront import Manners
 from registries import PASSWORD, USER, Options, Registry
+from tokenserver import basic
 
-CREDENTIALS = {"Authorization": "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()}
+CREDENTIALS = {"Authorization": basic(USER, PASSWORD)}
 BLOB = bytes(range(256)) * 4096
 DIGEST = f"sha256:{hashlib.sha256(BLOB).hexdigest()}"
 BLOB_PATH = f"/v2/some/model/blobs/{DIGEST}"

@@ -34,11 +34,11 @@ class TokenServer:
         self.asked: list[TokenRequest] = []
         self._signer = signer
         self._user = user
-        self._expected = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+        self._expected = basic(user, password)
         self._server = _Server(self)
         self.port: int = self._server.server_address[1]
         self.realm = f"http://127.0.0.1:{self.port}/token"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     def start(self) -> "TokenServer":
         self._thread.start()
@@ -73,6 +73,10 @@ class TokenServer:
         return 200, {"token": token, "access_token": token, "expires_in": reported_s}
 
 
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
 def _access(scope: str, allowed: set[str]) -> dict[str, object]:
     kind, _, rest = scope.partition(":")
     name, _, actions = rest.rpartition(":")
@@ -91,13 +95,28 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         query = parse_qs(urlsplit(self.path).query)
-        status, answer = self.server.tokens.answer(query, self.headers.get("Authorization", ""))
+        self._answer(query, self.headers.get("Authorization", ""))
+
+    def do_POST(self) -> None:
+        """OAuth2's password grant, which containerd tries first."""
+        form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", "0"))).decode())
+        self._answer(form, basic(form.get("username", [""])[0], form.get("password", [""])[0]))
+
+    def _answer(self, query: dict[str, list[str]], authorization: str) -> None:
+        status, answer = self.server.tokens.answer(query, authorization)
         body = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        """The OAuth 2 way, which not every token server has; clients then ask with GET."""
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(405)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name is the base class's
         """The test reads `asked`."""

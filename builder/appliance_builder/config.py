@@ -27,6 +27,7 @@ DIRECTORY: Final = "ollama-appliance"
 FILE: Final = "builder.toml"
 CONNECTIONS: Final = 8
 CONNECTIONS_MAX: Final = 64
+PATIENCE_MAX_S: Final = 86_400
 _T = TypeVar("_T")
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
 
@@ -47,6 +48,7 @@ class BuilderConfig:
     recipes: tuple[Path, ...] = ()  # directories, the first one that has a recipe wins
     platforms: tuple[Platform, ...] = ()  # empty: that of this machine
     connections: int = CONNECTIONS
+    patience_s: int | None = None  # how long without progress before giving up; None: what suits each transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class _Words:
     recipes: tuple[Path, ...] = ()
     platforms: tuple[Platform, ...] = ()
     connections: int | None = None
+    patience_s: int | None = None
 
     def under(self, upper: _Words) -> _Words:
         """Tables and hosts are put together; anything else `upper` replaces. Recipes of both are searched."""
@@ -77,6 +80,7 @@ class _Words:
             recipes=(*upper.recipes, *self.recipes),
             platforms=upper.platforms or self.platforms,
             connections=upper.connections or self.connections,
+            patience_s=upper.patience_s or self.patience_s,
         )
 
 
@@ -104,6 +108,7 @@ def load(options: Options, environ: Mapping[str, str], *, etc: Path = ETC) -> Bu
         recipes=(*said.recipes, *own, etc / "recipes", recipe_files.shipped()),
         platforms=said.platforms,
         connections=said.connections or CONNECTIONS,
+        patience_s=said.patience_s,
     )
 
 
@@ -133,8 +138,9 @@ def _parse(text: str, *, where: str, home: Path | None = None) -> _Words:
         recipes=tuple(filter(None, [table.value("recipes", lambda text: _directory(path(text)))])),
         platforms=table.values("platforms", Platform.parse),
         connections=table.integer("connections", minimum=1, maximum=CONNECTIONS_MAX),
+        patience_s=table.integer("patience", minimum=1, maximum=PATIENCE_MAX_S),
     )
-    table.check(ConfigError, hint="correct the file; the manual page appliance(1) lists every key")
+    table.check(ConfigError, hint="correct the file; the README lists every key")
     return words
 
 
@@ -211,7 +217,14 @@ def _from_environment(environ: Mapping[str, str]) -> _Words:
         models_registry=value("APPLIANCE_MODELS_REGISTRY", parse_mirror),
         base_registry=value("APPLIANCE_BASE_REGISTRY", parse_mirror),
         insecure=value("APPLIANCE_INSECURE", lambda text: _insecure(text.split(","))) or frozenset(),
+        patience_s=value("APPLIANCE_PATIENCE", _seconds),
     )
+
+
+def _seconds(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= PATIENCE_MAX_S:
+        raise ConfigError(f"not a number of seconds: {text!r}", hint=f"between 1 and {PATIENCE_MAX_S}")
+    return int(text)
 
 
 def _from_options(options: Options) -> _Words:

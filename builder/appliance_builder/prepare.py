@@ -15,7 +15,7 @@ from appliance_builder.gguf_source import GgufFile
 from appliance_builder.image_source import read_image
 from appliance_builder.images import OpenImage, PlatformImage, split_scheme
 from appliance_builder.known import KnownImage, KnownLayers, known_image
-from appliance_builder.memory import of_header
+from appliance_builder.memory import kv_type, of_header
 from appliance_builder.model import MODEL, ModelError
 from appliance_builder.plan import Plan, plan_build
 from appliance_builder.recipes import Recipe, ThinkMode
@@ -104,9 +104,15 @@ def _source(request: BuildRequest, recipe: Recipe, shop: Workshop) -> ModelSourc
 
 def _gguf_header(path: Path) -> GgufHeader:
     try:
-        return read_header(FileContent(path, path.stat().st_size).read())
+        header = read_header(FileContent(path, path.stat().st_size).read())
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}", hint="give the path of a GGUF file") from error
+    if header.split_count > 1:
+        raise ModelError(
+            f"{path} is one of {header.split_count} parts of a model, which Ollama does not run",
+            hint="join them first: `llama-gguf-split --merge FIRST-PART whole.gguf`",
+        )
+    return header
 
 
 def _check_pin(reading: Reading, recipe: Recipe, request: BuildRequest) -> None:
@@ -139,6 +145,7 @@ def _gpu_memory(reading: Reading, recipe: Recipe, origin: KnownImage | None) -> 
             weights_bytes=reading.model.weights_bytes,
             context_length=recipe.context_length,
             parallel=recipe.num_parallel,
+            kv_type=kv_type(recipe.environment),
         )
         return need.total_bytes if need else recipe.gpu_memory_bytes
     return recipe.gpu_memory_bytes or (origin.image.labels.gpu_memory_bytes if origin else None)

@@ -82,7 +82,11 @@ def _login(host: str) -> str:
 def _hint(status: int, code: str) -> str:
     if status == 401:
         return "`{login}`"
-    fallback = "{host} is in trouble: run the command again, what is there already stays" if status >= 500 else ""
+    fallback = (
+        "{host} is in trouble, out of space perhaps: run the command again, what is there stays"
+        if status >= 500
+        else ""
+    )
     return _CODE_HINTS.get(code) or _HINTS.get(status) or fallback or "check the address and the rights on {host}"
 
 

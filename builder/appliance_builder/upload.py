@@ -79,6 +79,7 @@ class _Upload:
         self._transfer = transfer
         self._session: Session | None = None
         self._furthest = 0  # sent in this session
+        self._broken = False  # this session has seen a connection end: bytes of it may still be arriving
         self._lost = 0
         self._refused = 0
         self._look_first = False
@@ -115,6 +116,7 @@ class _Upload:
         if saved is None or self._mode is Mode.WHOLE:
             return None
         found = self._requests.status(saved, self._patience)
+        self._broken = found is not None
         return found if found and found[1] <= self._source.size else None
 
     # --- sending
@@ -127,7 +129,7 @@ class _Upload:
         body = Outgoing(
             self._source.part(offset, size, progressed=self._progressed), None if self._mode is Mode.UNSIZED else size
         )
-        ranged = self._mode is Mode.CHUNKED or offset > 0
+        ranged = self._mode is Mode.CHUNKED or offset > 0 or self._broken
         try:
             with self._requests.send(session, body, offset=offset, doing=self._doing, ranged=ranged) as answer:
                 finished = answer.status == 201  # some registries end an upload by themselves
@@ -156,15 +158,17 @@ class _Upload:
             raise self._source.error
         self._source.leave()
         status = error.status if isinstance(error, RegistryError) else None
-        if status in _WRONG_WAY and (offset == 0 or status != 416):
+        if status in _WRONG_WAY and not (status == 416 and (offset or self._broken)):
             raise self._another_way(error)
+        self._broken = True
         if status in _GONE:
             raise _SessionLostError(error)
         if status not in (401, 416) and not self._repository.transport.retry(error, self._patience):
             raise error
         if status in (401, 416) and not self._patience.wait(error):
             raise error
-        found = self._requests.status(self._current(), self._patience) if self._quirks.resumable else None
+        resumable = self._quirks.resumable and self._mode is not Mode.UNSIZED  # which cannot say where it goes on
+        found = self._requests.status(self._current(), self._patience) if resumable else None
         if found is None or found[1] > self._source.size or (status == 416 and found[1] == offset):
             raise _SessionLostError(error)
         self._keep(found[0])
@@ -263,7 +267,7 @@ class _Upload:
         if self._session and isinstance(cause, RegistryError) and cause.status not in _GONE:
             self._requests.cancel(self._session.location)
         self._forget()
-        self._session, self._furthest, self._look_first = None, 0, False
+        self._session, self._furthest, self._look_first, self._broken = None, 0, False, False
 
     def _progressed(self, sent: int) -> None:
         """Only what no earlier try of this session reached counts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -18,12 +19,14 @@ from appliance_builder.layer_cache import LayerCache
 from appliance_builder.layout import Location, open_archive, open_layout
 from appliance_builder.layout_sink import LayoutSink
 from appliance_builder.ollama_registry import OllamaRegistry
+from appliance_builder.pace import Pace
 from appliance_builder.ports import Reporter, Sink
 from appliance_builder.quirks import quirks_for
 from appliance_builder.registry import Repository
 from appliance_builder.registry_sink import RegistrySink
 from appliance_builder.request import Targets
 from appliance_builder.transport import Transport
+from appliance_builder.waiting import Waiting
 from appliance_image.digest import Digest
 from appliance_image.errors import ApplianceError
 from appliance_image.reference import ImageReference, ModelName
@@ -72,14 +75,29 @@ class Workshop:
     @property
     def downloads(self) -> Downloads:
         if self._downloads is None:
-            made = Downloads(self.blobs, self.reporter, connections=self.config.connections)
+            made = Downloads(self.blobs, self.reporter, connections=self.config.connections, pace=self._pace())
             self._downloads = self._closing.enter_context(made)
         return self._downloads
 
     def transport(self, host: str) -> Transport:
         if host not in self._transports:
-            self._transports[host] = Transport(host, self.http)
+            self._transports[host] = Transport(host, self.http, waiting=self._waiting(), note=self._note)
         return self._transports[host]
+
+    def _note(self, text: str) -> None:
+        if text:
+            self.reporter.step(text)
+
+    def _waiting(self) -> Waiting:
+        patience_s = self.config.patience_s
+        return Waiting() if patience_s is None else Waiting(patience_s=patience_s)
+
+    def _pace(self) -> Pace:
+        patience_s = self.config.patience_s
+        usual = Pace()
+        if patience_s is None:
+            return usual
+        return replace(usual, patience_s=patience_s, doubt_s=min(patience_s, usual.doubt_s))
 
     def model_registry(self, name: ModelName) -> OllamaRegistry:
         return OllamaRegistry(name, self.transport(name.host), self.downloads)
