@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import pytest
 import smallbase
 from authority import Authority, make_authority
@@ -14,6 +15,10 @@ from enclosure import EnclosureError
 from engines import Engine, EngineKind, EngineUnavailableError, PrivateEngine, desktop_engine, start_engine
 from ollamafront import Manners, OllamaFront, start_front
 from registries import Options, Registry, RegistryUnavailableError, start_registry
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 _ENGINE_FIXTURES = {"engine", "classic_engine", "containerd_engine", "make_engine"}
 _REGISTRY_FIXTURES = {"registry", "make_registry"}

@@ -186,6 +186,7 @@ def test_a_base_without_a_date_gives_an_image_without_one() -> None:
         {"Entrypoint": [], "Cmd": ["/bin/bash"]},
         {"Entrypoint": ["/bin/sh", "-c"], "Cmd": ["ollama serve"]},
         {"Entrypoint": ["nvidia-smi"]},
+        {"Entrypoint": ["/bin/notollama"]},
     ],
 )
 def test_a_base_that_does_not_start_ollama_is_refused(command: Mapping[str, object]) -> None:
@@ -236,3 +237,8 @@ def test_the_configuration_is_json_without_a_clock() -> None:
     assert node["architecture"] == "amd64"
     assert node["rootfs"]["type"] == "layers"
     assert {entry.get("created") for entry in node["history"]} <= {"2026-01-02T03:04:05Z", None}
+
+
+def test_an_appliance_image_is_no_base() -> None:
+    with pytest.raises(BaseError, match="is an appliance image itself"):
+        check_base(base(config={"Labels": labels(model()).render()}))

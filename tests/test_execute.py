@@ -359,3 +359,28 @@ def test_without_a_sink_the_digests_are_earned_all_the_same() -> None:
 
     assert carry_out(planned(), told=told) == []
     assert told.good_layers == {BLOBS: Digest.of(BOTTOM)}
+
+
+def test_a_layer_that_nobody_read_is_not_remembered_and_its_blobs_are_not_called_good() -> None:
+    told = Told()
+
+    carry_out(planned(known=KnownLayer(Digest.of(BOTTOM))), Memory(there=[BOTTOM]), told=told)
+
+    assert told == Told()
+
+
+class CannotCleanUp(Full):
+    def abort(self) -> None:
+        raise OSError("read-only file system")
+
+
+def test_a_sink_that_cannot_clean_up_neither_hides_the_error_nor_keeps_the_others_from_it() -> None:
+    stuck, other = CannotCleanUp("stuck"), Memory()
+    other.staged.append(b"left by an upload")
+    said = io.StringIO()
+
+    with pytest.raises(ApplianceError, match="the disk is full"):
+        execute(planned(), [stuck, other], settled=Told(), reporter=LineReporter(said))
+
+    assert other.staged == []
+    assert "warning: stuck: could not clean up: read-only file system" in said.getvalue()

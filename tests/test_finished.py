@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,7 +23,7 @@ from appliance_image.contract import ContractError
 from appliance_image.digest import Digest
 from appliance_image.errors import ApplianceError
 from appliance_image.layer import Blob
-from appliance_image.oci import LAYER_TAR, Descriptor, ImageConfig, Manifest
+from appliance_image.oci import LAYER_GZIP, LAYER_TAR, Descriptor, ImageConfig, Manifest
 
 ONE, TWO = (Blob(Digest.of(body), len(body)) for body in WEIGHTS)
 BOTH = weights_descriptor(Digest.of(b"both"), 9999, [ONE, TWO])
@@ -144,3 +146,46 @@ def test_a_model_layer_with_one_wrong_byte_is_read_or_refused_in_words(place: in
 def test_a_model_layer_that_was_cut_off_is_refused_in_words(size: int) -> None:
     with pytest.raises(ApplianceError):
         read_model_layer(model_layer()[:size], source="")
+
+
+def test_weights_that_another_tool_compressed_are_refused_because_their_diff_ids_differ() -> None:
+    manifest, config = made(BOTH)
+    pushed = replace(manifest.layers[0], media_type=LAYER_GZIP, digest=Digest.of(b"gzip"), annotations={})
+
+    with pytest.raises(ContractError, match="its weights were compressed"):
+        FinishedImage.parse(replace(manifest, layers=(pushed, *manifest.layers[1:])), config)
+
+
+def test_an_annotation_that_names_no_digests_holds_nothing() -> None:
+    garbage = {contract.ANNOTATION_BLOBS: "sha512:abc", contract.ANNOTATION_LAYOUT: "1"}
+
+    assert blobs_of(replace(BOTH, annotations=garbage)) == ()
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for path, body in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(body)
+            tar.addfile(entry, io.BytesIO(body))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("path", ["../library/r1/7b", "h/library/../7b", "h/n/m/.hidden", "h/n/深/7b"])
+def test_a_model_layer_whose_path_is_no_model_name_is_refused(path: str) -> None:
+    whole = model()
+    files = {f"models/blobs/{digest.file_name}": body for digest, body in whole.small.items()}
+
+    with pytest.raises(ApplianceError):
+        read_model_layer(_tar({f"models/manifests/{path}": whole.manifest, **files}), source="")
+
+
+def test_a_model_layer_that_lacks_a_file_is_refused() -> None:
+    whole = model()
+    path = f"models/manifests/{whole.name.path}"
+    for left_out in whole.small:
+        kept = {f"models/blobs/{digest.file_name}": body for digest, body in whole.small.items() if digest != left_out}
+
+        with pytest.raises(ContractError, match="lacks files"):
+            read_model_layer(_tar({path: whole.manifest, **kept}), source="")

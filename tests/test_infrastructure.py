@@ -142,13 +142,15 @@ def test_each_engine_has_the_store_of_its_kind(engine: Engine) -> None:
     assert ("io.containerd.snapshotter" in status) == (engine.kind == "containerd")
 
 
-@pytest.mark.parametrize("auth", ["none", "basic", "token"])
+@pytest.mark.parametrize("auth", ["none", "basic", "token", "oauth"])
 def test_an_engine_pulls_from_a_registry_under_test(
     engine: Engine, make_registry: MakeRegistry, small_base: Path, auth: str
 ) -> None:
     storage = make_registry()
     smallbase.push(small_base, f"{storage.host}/base:1", version=BASE_VERSION)
-    registry = make_registry(Options(auth=auth, storage=storage.storage))
+    registry = make_registry(Options(auth="token" if auth == "oauth" else auth, storage=storage.storage))
+    if registry.tokens:
+        registry.tokens.oauth = auth == "oauth"
     engine.expose(*registry.ports)
     if auth != "none":
         engine.run_cli("login", "-u", USER, "-p", PASSWORD, registry.host)

@@ -185,3 +185,34 @@ def test_json_is_compact_in_the_order_given_and_not_escaped() -> None:
 def test_an_error_names_what_was_expected(what: str) -> None:
     with pytest.raises(OciError, match=what):
         parse_object(b"[]", what)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"config": "text"},
+        {"config": [1]},
+        {"history": {"created_by": "x"}},
+        {"history": ["text"]},
+        {"config": {"Env": "PATH=/bin"}},
+        {"config": {"Entrypoint": "/bin/ollama"}},
+        {"config": {"Cmd": 7}},
+        {"config": {"Cmd": {"a": 1}}},
+    ],
+)
+def test_a_configuration_of_the_wrong_shape_is_refused_at_the_door(node: dict[str, object]) -> None:
+    with pytest.raises(OciError):
+        ImageConfig.parse(json.dumps({"rootfs": {}, **node}).encode())
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_what_python_takes_for_json_and_nobody_else_does_is_refused(constant: str) -> None:
+    with pytest.raises(OciError, match=f"{constant} is no JSON"):
+        parse_object(f'{{"a": {constant}}}'.encode(), "image configuration")
+
+
+def test_half_a_character_is_refused_before_it_is_written() -> None:
+    node = parse_object(b'{"a": "\\ud800"}', "image configuration")
+
+    with pytest.raises(OciError, match="half a character"):
+        render_json(node)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable, Mapping, Sequence
 
+import pytest
 from samples import AMD64, ARM64, WEIGHTS, Bytes, base, base_contents, base_layers, model, settings, weights_contents
 
 from appliance_builder.finished import FinishedImage
 from appliance_builder.plan import KnownLayer, Plan, PlannedLayer, Role, plan_build
 from appliance_builder.ports import Content
 from appliance_image import contract
+from appliance_image.contract import ContractError
 from appliance_image.digest import Digest
 from appliance_image.layer import Blob, weights_layer
 from appliance_image.oci import ImageConfig, Platform
@@ -152,3 +154,9 @@ def test_a_large_blob_has_a_layer_of_its_own_titled_by_the_blob() -> None:
     )
 
     assert layer.title == f"weights {large.digest.short}"
+
+
+@pytest.mark.parametrize("known", [None, KnownLayer(Digest.of(b"learnt here, but where are its bytes"))])
+def test_weights_that_can_be_had_nowhere_are_refused_before_anything_moves(known: KnownLayer | None) -> None:
+    with pytest.raises(ContractError, match="does not tell which of its layers hold the weights"):
+        planned(known=lambda _: known, weights={})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -163,3 +164,37 @@ def test_a_layer_can_be_read_from_any_place(offset: int) -> None:
 
     assert b"".join(content.read(offset)) == whole[offset:]
     assert len(whole) == content.size
+
+
+def test_a_consumer_that_reads_on_its_own_stops_when_the_pass_has_failed() -> None:
+    away = threading.Event()
+    limit_s = time.monotonic() + 10
+    reached: list[float] = []
+
+    class Interrupted(Text):
+        def read(self, offset: int = 0) -> Iterator[bytes]:
+            if offset == 0:
+                yield CONTENT[:1000]
+                away.wait()
+                raise KeyboardInterrupt
+            away.set()
+            while time.monotonic() < limit_s:
+                yield b"x"
+
+    def goes_back(payload: Payload) -> None:
+        next(iter(payload.read()))
+        for _ in payload.read(1000):
+            pass
+        reached.append(time.monotonic())
+
+    with pytest.raises(KeyboardInterrupt):
+        run_pass(Interrupted(CONTENT), consumers=[goes_back])
+
+    assert reached == []
+
+
+def test_a_source_that_delivers_too_much_is_told_in_words() -> None:
+    content, blob = layer(CONTENT, CONTENT + b"more" * 10_000)
+
+    with pytest.raises(ApplianceError, match=r"more bytes than|ended after"):
+        run_pass(content, consumers=[], plan=weights_layer([blob]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from appliance_builder.built import Built, BuiltImage
@@ -48,7 +49,12 @@ class Settings:
 
 def check_base(base: Base) -> None:
     command = base.config.command
-    if not command or not command[0].endswith("ollama"):
+    if contract.LABEL_LAYOUT in base.config.labels:
+        raise BaseError(
+            f"base `{base.reference}` is an appliance image itself, with a model in it",
+            hint="give a plain Ollama image, for example `--base ollama/ollama:0.32.15`",
+        )
+    if not command or PurePosixPath(command[0]).name != "ollama":
         raise BaseError(
             f"base `{base.reference}` does not start Ollama: {' '.join(command) or 'no command'}",
             hint="give an Ollama image, for example `--base ollama/ollama:0.32.15`",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance_image.digest import Digest
-from appliance_image.oci import INDEX, Descriptor, Manifest, Platform
+from appliance_image.oci import INDEX, Descriptor, Manifest, Platform, parse_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,4 +50,7 @@ class Built:
     def descriptor(self) -> Descriptor:
         if self.index is None:
             return self.images[0].descriptor
-        return Descriptor(INDEX, Digest.of(self.index), len(self.index))
+        media_type = parse_object(self.index, "image index").get(
+            "mediaType", INDEX
+        )  # one that is only moved may be Docker's
+        return Descriptor(str(media_type), Digest.of(self.index), len(self.index))

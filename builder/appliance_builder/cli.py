@@ -253,6 +253,8 @@ def _options(values: dict[str, Any]) -> Options:
 def _targets(values: dict[str, Any]) -> Targets:
     tag = values.pop("tag")
     name = ImageReference.parse(tag) if tag else None
+    if name and name.digest:
+        raise click.UsageError("an image that is to be made has no digest yet: leave `@sha256:…` out of --tag")
     return Targets(name, push=values.pop("push"), load=values.pop("load"), outputs=values.pop("output"))
 
 

@@ -138,6 +138,17 @@ class Engine:
     def remove(self, image: Digest) -> None:
         self._client.call("DELETE", f"images/{image}", doing=f"removing image {image.short}")
 
+    def check_startable(self, image: Digest) -> None:
+        """Make a container of an image, and throw it away: the one proof that every engine gives by its status.
+
+        A containerd store lists an image that it could not unpack like any other.
+        """
+        nothing = {"NetworkMode": "none"}
+        request = {"Image": str(image), "Entrypoint": ["true"], "NetworkDisabled": True, "HostConfig": nothing}
+        made = self._client.call("POST", "containers/create", doing="trying the image", body=request)
+        container = str(cast("dict[str, Any]", json.loads(made))["Id"])
+        self._client.call("DELETE", f"containers/{container}", doing="removing the trial container", v="1", force="1")
+
     def load(self, tar: Iterable[bytes]) -> Iterator[Unpacking | Said]:
         """`tar` is read as the engine takes it; raises what `tar` raises, and what the engine says is wrong."""
         doing = "loading the image"

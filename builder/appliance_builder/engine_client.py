@@ -25,6 +25,7 @@ from docker.utils import kwargs_from_env
 from appliance_image.errors import ApplianceError
 
 _ANSWER_S: Final = 60
+_UNPACK_S: Final = 3600  # where an engine may first have to unpack tens of gigabytes
 _OLDEST_API: Final = (1, 41)
 _OTHERWISE: Final = "or do without an engine: `--push`, or `--output oci-archive:FILE`"
 _LOG: Final = "the engine's log tells more: `journalctl -u docker -n 50`"
@@ -82,9 +83,11 @@ class EngineClient:
         with self._talking(doing):
             return _checked(self._client.get(self._url(path), params=parameters, timeout=_ANSWER_S), doing).json()
 
-    def call(self, method: str, path: str, *, doing: str, **parameters: str) -> None:
+    def call(self, method: str, path: str, *, doing: str, body: object = None, **parameters: str) -> bytes:
         with self._talking(doing):
-            _checked(self._client.request(method, self._url(path), params=parameters, timeout=_ANSWER_S), doing)
+            url = self._url(path)
+            response = self._client.request(method, url, params=parameters, json=body, timeout=_UNPACK_S)
+            return _checked(response, doing).content
 
     def post(self, path: str, body: object, *, doing: str, **parameters: str) -> Any:
         with self._talking(doing):

@@ -57,10 +57,13 @@ class EngineSink:
             )
 
     def finished(self, built: Built) -> str | None:
-        """A name is given here only to an image that was looked at, so the name and the id are enough."""
         image = self._mine(built)
         present = self._engine.image(str(self._name))
         if present is None or present.id not in _ids(image) or present.diff_ids != image.diff_ids:
+            return None
+        try:
+            self._engine.check_startable(present.id)
+        except EngineError:  # loaded by somebody who did not look: it is loaded again
             return None
         return self._line(present, image)
 
@@ -125,11 +128,14 @@ class EngineSink:
                 transfer.note("the engine unpacks, and does not tell how far it is")
             try:
                 said = load.finish(note=transfer.note, unpacking=_Advance(transfer))
+                loaded = self._present(image)
+                if loaded is None:
+                    raise EngineError(
+                        f"the Docker Engine did not load the image; it said: {' '.join(said) or 'nothing'}"
+                    )
+                self._engine.check_startable(loaded.id)
             except EngineError as error:
                 raise self._explained(error, image) from error
-        loaded = self._present(image)
-        if loaded is None or not any(identity.hex in text for text in said for identity in _ids(image)):
-            raise EngineError(f"the Docker Engine did not load the image; it said: {' '.join(said) or 'nothing'}")
         if loaded.diff_ids != image.diff_ids or loaded.labels != ImageConfig.parse(image.config).labels:
             raise EngineError(f"the Docker Engine made another image of it: {loaded.id}")
         return loaded

@@ -12,6 +12,7 @@ from appliance_builder.plan import Plan, PlannedLayer
 from appliance_builder.ports import Payload, Reporter, Sink, Transfer
 from appliance_builder.stream import run_pass
 from appliance_image.digest import Digest
+from appliance_image.errors import ApplianceError
 
 
 class Settled(Protocol):
@@ -32,8 +33,16 @@ def execute(plan: Plan, sinks: Sequence[Sink], *, settled: Settled, reporter: Re
         return [sink.commit(whole) for sink in sinks]
     except BaseException:
         for sink in sinks:
-            sink.abort()
+            _abort(sink, reporter)
         raise
+
+
+def _abort(sink: Sink, reporter: Reporter) -> None:
+    """What cannot be cleaned up neither keeps the others from it nor hides why all was given up."""
+    try:
+        sink.abort()
+    except (ApplianceError, OSError) as error:
+        reporter.warning(f"{sink.label}: could not clean up: {error}", hint="an unfinished upload or file may be left")
 
 
 def _move(
@@ -45,20 +54,20 @@ def _move(
     settled: Settled,
     reporter: Reporter,
 ) -> Digest:
-    digest = layer.digest
+    digest, is_read = layer.digest, False
     try:
         if digest is None and any(sink.digests_first for sink in sinks):
-            digest = _read(layer, None, (), reporter)
+            digest, is_read = _read(layer, None, (), reporter), True
         wanted = list(sinks)
         if digest is not None:
             outline = plan.outline(layer, {**earned, layer: digest})
             wanted = [sink for sink in sinks if not (sink.has(outline) or sink.adopt(outline))]
         if wanted or digest is None:
-            digest = _read(layer, digest, wanted, reporter)
+            digest, is_read = _read(layer, digest, wanted, reporter), True
     except CorruptBlobError as error:
         settled.bad(layer, error)
         raise
-    if layer.plan and layer.blobs:
+    if is_read and layer.blobs:  # what nobody read may be remembered wrongly, or lie half fetched in a cache
         settled.good(layer, digest)
     return digest
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from appliance_image import contract
 from appliance_image.contract import ContractError
-from appliance_image.digest import Digest
+from appliance_image.digest import Digest, DigestError
 from appliance_image.labels import Labels
 from appliance_image.layer import Blob
 from appliance_image.oci import Descriptor, ImageConfig, Manifest
@@ -34,6 +34,12 @@ class FinishedImage:
                 "not an appliance image as `appliance build` leaves it: its layers are in another order",
                 hint="it was squashed or rebuilt by another tool; build it again",
             )
+        made_here = {*range(count), len(written) - 1}  # uncompressed: a layer and its diff_id are the same
+        if any(manifest.layers[index].digest != config.diff_ids[index] for index in made_here):
+            raise ContractError(
+                "not an appliance image as `appliance build` leaves it: its weights were compressed",
+                hint="`docker push` does that; push with `appliance build --push` or `appliance push`",
+            )
         return cls(manifest, config, labels, count)
 
     @property
@@ -58,4 +64,7 @@ def blobs_of(layer: Descriptor) -> tuple[Digest, ...]:
     """What the annotation of a weights layer says; empty when an engine dropped the annotations."""
     if layer.annotations.get(contract.ANNOTATION_LAYOUT) != str(contract.LAYOUT):
         return ()
-    return tuple(Digest.parse(text) for text in layer.annotations.get(contract.ANNOTATION_BLOBS, "").split())
+    try:
+        return tuple(Digest.parse(text) for text in layer.annotations.get(contract.ANNOTATION_BLOBS, "").split())
+    except DigestError:  # somebody else's word; as good as none
+        return ()

@@ -63,7 +63,7 @@ class OpenImage:
         """The images for these platforms in this order; all there are for None. Attestations are no images."""
         if not self.is_index:
             image = self._read(self.descriptor, self.body)
-            if wanted and wanted != [image.config.platform]:
+            if wanted and list(wanted) != [image.config.platform]:
                 raise self._no_platform(wanted, [image.config.platform])
             return [image]
         entries = {

@@ -9,7 +9,7 @@ from appliance_builder.finished import FinishedImage
 from appliance_builder.images import ImageSource, PlatformImage
 from appliance_builder.layer_cache import LayerCache
 from appliance_builder.plan import KnownLayer
-from appliance_image.contract import ContractError
+from appliance_image.errors import ApplianceError
 from appliance_image.layer import Blob, weights_layer
 
 
@@ -38,5 +38,5 @@ def known_image(image: PlatformImage, source: ImageSource | None) -> KnownImage 
     """None for an image that is no appliance."""
     try:
         return KnownImage(FinishedImage.parse(image.manifest, image.config), source)
-    except ContractError:
+    except ApplianceError:
         return None

@@ -74,7 +74,9 @@ class BlobCheck:
                 self.finish()
 
     def _next(self) -> None:
-        part = next(self._parts)
+        part = next(self._parts, None)
+        if part is None:
+            raise ApplianceError("a source delivered more bytes than it promised", hint="run the command again")
         self._blob = None if isinstance(part, bytes) else part
         self._left = len(part) if isinstance(part, bytes) else part.size
         self._hash = hashlib.sha256()

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from appliance_builder.model import SMALL_BLOB_BYTES, Model
+from appliance_builder.model import SMALL_BLOB_BYTES, Model, is_text
 from appliance_image import contract
 from appliance_image.contract import ContractError
 from appliance_image.digest import Digest
@@ -71,5 +71,10 @@ def read_model_layer(body: bytes, *, source: str) -> Model:
         raise ContractError(f"not a model's path: {manifests[0]}", hint="build the image again")
     manifest = files.pop(manifests[0])
     contents = {Digest.of(content): content for content in files.values()}
-    named = {Manifest.parse(manifest).config.digest, *(layer.digest for layer in Manifest.parse(manifest).layers)}
-    return Model(ModelName(*parts), source, manifest, {d: content for d, content in contents.items() if d in named})
+    parsed = Manifest.parse(manifest)
+    named = {parsed.config.digest, *(layer.digest for layer in parsed.layers)}
+    missing = [layer for layer in (parsed.config, *parsed.layers) if is_text(layer) and layer.digest not in contents]
+    if missing or parsed.config.digest not in contents:
+        raise ContractError("the model layer lacks files that its manifest names", hint="build the image again")
+    name = ModelName.parse(f"{'/'.join(parts[:3])}:{parts[3]}")
+    return Model(name, source, manifest, {d: content for d, content in contents.items() if d in named})

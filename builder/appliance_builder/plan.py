@@ -11,6 +11,7 @@ from appliance_builder.built import Built, BuiltImage, LayerOutline
 from appliance_builder.layer_bytes import LayerContent
 from appliance_builder.model import Model
 from appliance_builder.ports import Content
+from appliance_image.contract import ContractError
 from appliance_image.digest import Digest
 from appliance_image.layer import Blob, LayerPlan, pack, weights_layer
 from appliance_image.oci import LAYER_TAR, Descriptor, Platform
@@ -148,6 +149,12 @@ def _weights(
 ) -> PlannedLayer:
     plan = weights_layer(group)
     digest = known.digest if known else None
+    if not (known and known.content) and any(blob.digest not in contents for blob in group):
+        raise ContractError(
+            "the image does not tell which of its layers hold the weights: its annotations were lost",
+            hint="`docker push` and `docker save` drop them; build it again from the model, or take it from where "
+            "`appliance` put it",
+        )
     content = known.content if known and known.content else LayerContent(plan, contents)
     return PlannedLayer(Role.WEIGHTS, plan.size, LAYER_TAR, content, platforms, digest, digest, plan)
 

@@ -80,6 +80,10 @@ class _Verdict:
         self._error = error
         self._known.set()
 
+    def raise_if_failed(self) -> None:
+        if self._error:
+            raise self._error
+
     def wait(self) -> Digest:
         self._known.wait()
         if self._digest is None:
@@ -101,7 +105,13 @@ class _LivePayload:
             self._live = False
             return iter(self.feed)
         self.feed.leave()
-        return self._content.read(offset)
+        return self._again(offset)
+
+    def _again(self, offset: int) -> Iterator[bytes]:
+        """Away from the live feed, yet not from its end: nobody sends on what was interrupted or proved wrong."""
+        for chunk in self._content.read(offset):
+            self._verdict.raise_if_failed()
+            yield chunk
 
     def earned_digest(self) -> Digest:
         self.feed.leave()

@@ -151,6 +151,12 @@ class ImageConfig:
         node = parse_object(body, "image configuration")
         if not isinstance(node.get("rootfs"), dict):
             raise OciError("not an image configuration: no rootfs")
+        execution = _object(node.get("config") or {}, "image configuration")
+        lists = (node.get("history"), execution.get("Entrypoint"), execution.get("Cmd"), execution.get("Env"))
+        if not all(entry is None or isinstance(entry, list) for entry in lists):
+            raise OciError("not an image configuration: history, Entrypoint, Cmd or Env is no list")
+        for entry in node.get("history") or ():
+            _object(entry, "entry of the history")
         return cls(node)
 
     @property
@@ -203,14 +209,22 @@ class ImageConfig:
 
 def parse_object(body: bytes, what: str) -> dict[str, Any]:
     try:
-        return _object(json.loads(body), what)
+        return _object(json.loads(body, parse_constant=_refuse), what)
     except (ValueError, RecursionError) as error:
         raise OciError(f"no valid {what}: {error}") from error
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def render_json(node: object) -> bytes:
     """Compact and in a fixed order, so that equal documents have equal digests."""
-    return json.dumps(node, ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps(node, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise OciError(f"half a character in {text[max(0, error.start - 40) : error.start]!r}…") from error
 
 
 def texts(value: object, what: str) -> dict[str, str]:
