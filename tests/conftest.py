@@ -11,10 +11,12 @@ import pytest
 import smallbase
 from authority import Authority, make_authority
 from blobsources import BlobSource
+from building import Site
 from enclosure import EnclosureError
 from engines import Engine, EngineKind, EngineUnavailableError, PrivateEngine, desktop_engine, start_engine
 from ollamafront import Manners, OllamaFront, start_front
 from registries import Options, Registry, RegistryUnavailableError, start_registry
+from trouble import Ground, Place
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("suite", deadline=None)
@@ -199,3 +201,15 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layout = tmp_path_factory.mktemp("base") / "small"
     smallbase.assemble(layout, version=BASE_VERSION)
     return layout
+
+
+@pytest.fixture(scope="session")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    """A store, a base, and the digests that undisturbed builds of it have."""
+    return Ground(tmp_path_factory.mktemp("ground"))
+
+
+@pytest.fixture
+def place(ground: Ground, registry: Registry, tmp_path: Path) -> Place:
+    """A user's machine that has built nothing yet, impatient enough for tests, and a registry."""
+    return Place(ground, Site(tmp_path / "site", {"APPLIANCE_PATIENCE": "8"}), registry)

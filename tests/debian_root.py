@@ -10,7 +10,6 @@ from pathlib import Path
 SUITE = "trixie"
 PACKAGES = ("docker.io", "iptables", "iproute2", "ca-certificates")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_DEFAULT_MIRROR = ""
 
 
 def cache_directory() -> Path:
@@ -18,7 +17,15 @@ def cache_directory() -> Path:
 
 
 def mirror() -> str:
-    return os.environ.get("APPLIANCE_TEST_DEBIAN_MIRROR", _DEFAULT_MIRROR)
+    """Where this machine's own packages come from, unless APPLIANCE_TEST_DEBIAN_MIRROR names another place."""
+    if named := os.environ.get("APPLIANCE_TEST_DEBIAN_MIRROR"):
+        return named
+    words = ["apt-get", "indextargets", "--format", "$(ORIGIN) $(REPO_URI)", "Created-By: Packages"]
+    listed = subprocess.run(words, check=False, capture_output=True, text=True).stdout.splitlines()
+    own = [line.removeprefix("Debian ") for line in listed if line.startswith("Debian ") and "security" not in line]
+    if not own:
+        raise RuntimeError("no Debian mirror among apt's sources; name one in APPLIANCE_TEST_DEBIAN_MIRROR")
+    return own[0]
 
 
 def debian_root(directory: Path | None = None) -> Path:

@@ -67,9 +67,16 @@ class Registry:
     def forget(self) -> None:
         self.proxy.forget()
 
+    @property
+    def files(self) -> Path:
+        """The storage as the registry sees it: a small disk is mounted for it alone."""
+        if self.options.storage_bytes is None or self._process is None:
+            return self.storage
+        return Path(f"/proc/{self._process.pid}/root{self.storage}")
+
     def has_blob(self, digest: str) -> bool:
         algorithm, _, text = digest.partition(":")
-        return (self.storage / f"docker/registry/v2/blobs/{algorithm}/{text[:2]}/{text}/data").exists()
+        return (self.files / f"docker/registry/v2/blobs/{algorithm}/{text[:2]}/{text}/data").exists()
 
     def open(self) -> "Registry":
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ def test_a_cut_between_chunks_loses_only_the_chunk(
     proxy.add(Cut(MIB, of="request"), method="PATCH", nth=2)
     bar = Bar()
 
-    repository = open_repository(proxy.host, time=Time(target.wait_until_idle))
+    repository = open_repository(proxy.host, time=Time(lambda: target.wait_for_bytes(3 * MIB)))
     upload(repository, Bytes(BODY), bar, quirks=quirks_for(proxy.host, chunk_bytes=2 * MIB))
 
     assert target.store.begun == 1
@@ -89,7 +89,7 @@ def test_a_cut_is_resumed_where_the_registry_is(
     proxy.add(Cut(3 * MIB, of="request", how="rst" if how == "rst" else "fin"), method="PATCH", nth=1)
     payload, bar = Bytes(BODY), Bar()
 
-    upload(open_repository(proxy.host, time=Time(target.wait_until_idle)), payload, bar, quirks=PLAIN)
+    upload(open_repository(proxy.host, time=Time(lambda: target.wait_for_bytes(3 * MIB))), payload, bar, quirks=PLAIN)
 
     assert target.store.begun == 1
     assert target.store.blobs[str(payload.digest)] == BODY
@@ -252,7 +252,7 @@ def test_a_session_is_kept_when_the_registry_goes_away(
     proxy = before(target)
     proxy.add(Cut(2 * MIB, of="request"), method="PATCH")
     proxy.add(Answer(503), method="GET")
-    repository = open_repository(proxy.host, time=Time(target.wait_until_idle))
+    repository = open_repository(proxy.host, time=Time(lambda: target.wait_for_bytes(2 * MIB)))
     state = UploadState(tmp_path / "upload.json", repository=repository, layer="x")
     with pytest.raises(ApplianceError):
         upload(repository, Bytes(BODY), Bar(), quirks=PLAIN, state=state)
@@ -285,7 +285,7 @@ def test_bytes_still_on_their_way_when_the_status_was_asked_do_no_harm(
     proxy.add(Answer(204, headers={"Range": "0-0"}), method="GET", nth=1)
     payload = Bytes(BODY)
 
-    upload(open_repository(proxy.host, time=Time(target.wait_until_idle)), payload, Bar(), quirks=PLAIN)
+    upload(open_repository(proxy.host, time=Time(lambda: target.wait_for_bytes(3 * MIB))), payload, Bar(), quirks=PLAIN)
 
     assert target.store.begun == 1
     assert payload.reads == [0, 0, 3 * MIB]

@@ -26,6 +26,7 @@ __all__ = ["Engine", "EngineError", "EngineFacts", "EngineImage", "Said", "Store
 
 _CONTAINERD: Final = "io.containerd.snapshotter.v1"
 _CONTAINERD_DATA: Final = Path("/var/lib/containerd")
+_UNPACK_S: Final = 3600  # an engine that did not unpack an image before does it for the first container
 
 
 class Store(Enum):
@@ -145,8 +146,8 @@ class Engine:
         """
         nothing = {"NetworkMode": "none"}
         request = {"Image": str(image), "Entrypoint": ["true"], "NetworkDisabled": True, "HostConfig": nothing}
-        made = self._client.call("POST", "containers/create", doing="trying the image", body=request)
-        container = str(cast("dict[str, Any]", json.loads(made))["Id"])
+        made = self._client.post("containers/create", request, doing="trying the image", within_s=_UNPACK_S)
+        container = str(cast("dict[str, Any]", made)["Id"])
         self._client.call("DELETE", f"containers/{container}", doing="removing the trial container", v="1", force="1")
 
     def load(self, tar: Iterable[bytes]) -> Iterator[Unpacking | Said]:

@@ -25,7 +25,6 @@ from docker.utils import kwargs_from_env
 from appliance_image.errors import ApplianceError
 
 _ANSWER_S: Final = 60
-_UNPACK_S: Final = 3600  # where an engine may first have to unpack tens of gigabytes
 _OLDEST_API: Final = (1, 41)
 _OTHERWISE: Final = "or do without an engine: `--push`, or `--output oci-archive:FILE`"
 _LOG: Final = "the engine's log tells more: `journalctl -u docker -n 50`"
@@ -83,16 +82,14 @@ class EngineClient:
         with self._talking(doing):
             return _checked(self._client.get(self._url(path), params=parameters, timeout=_ANSWER_S), doing).json()
 
-    def call(self, method: str, path: str, *, doing: str, body: object = None, **parameters: str) -> bytes:
+    def call(self, method: str, path: str, *, doing: str, **parameters: str) -> None:
         with self._talking(doing):
-            url = self._url(path)
-            response = self._client.request(method, url, params=parameters, json=body, timeout=_UNPACK_S)
-            return _checked(response, doing).content
+            _checked(self._client.request(method, self._url(path), params=parameters, timeout=_ANSWER_S), doing)
 
-    def post(self, path: str, body: object, *, doing: str, **parameters: str) -> Any:
+    def post(self, path: str, body: object, *, doing: str, within_s: float = _ANSWER_S, **parameters: str) -> Any:
         with self._talking(doing):
-            answer = self._client.request("POST", self._url(path), json=body, params=parameters, timeout=_ANSWER_S)
-            return _checked(answer, doing).json()
+            response = self._client.post(self._url(path), params=parameters, json=body, timeout=within_s)
+            return _checked(response, doing).json()
 
     def answers(self, *, timeout_s: float) -> bool:
         """Whether the engine is alive, however busy."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from appliance_builder import hybrid
@@ -121,23 +121,19 @@ class EngineSink:
 
     def _loaded(self, image: BuiltImage) -> EngineImage:
         alone = Built((image,))
-        with self._reporter.transfer(f"{self.label}: unpacking", size=self._sent_bytes) as transfer:
+        size = self._sent_bytes
+        with self._explained(image), self._reporter.transfer(f"{self.label}: unpacking", size=size) as transfer:
             load = self._opened(transfer.note)
             load.put(hybrid.closing(alone, None, entries=self._entries), note=transfer.note)
             if self._engine.facts.store is Store.CONTAINERD:
                 transfer.note("the engine unpacks, and does not tell how far it is")
-            try:
-                said = load.finish(note=transfer.note, unpacking=_Advance(transfer))
-                loaded = self._present(image)
-                if loaded is None:
-                    raise EngineError(
-                        f"the Docker Engine did not load the image; it said: {' '.join(said) or 'nothing'}"
-                    )
-                self._engine.check_startable(loaded.id)
-            except EngineError as error:
-                raise self._explained(error, image) from error
-        if loaded.diff_ids != image.diff_ids or loaded.labels != ImageConfig.parse(image.config).labels:
-            raise EngineError(f"the Docker Engine made another image of it: {loaded.id}")
+            said = load.finish(note=transfer.note, unpacking=_Advance(transfer))
+            loaded = self._present(image)
+            if loaded is None:
+                raise EngineError(f"the Docker Engine did not load the image; it said: {' '.join(said) or 'nothing'}")
+            if loaded.diff_ids != image.diff_ids or loaded.labels != ImageConfig.parse(image.config).labels:
+                raise EngineError(f"the Docker Engine made another image of it: {loaded.id}")
+            self._engine.check_startable(loaded.id)
         return loaded
 
     def _mine(self, built: Built) -> BuiltImage:
@@ -162,16 +158,22 @@ class EngineSink:
             if left and not left.tags:
                 self._engine.remove(left.id)
 
-    def _explained(self, error: EngineError, image: BuiltImage) -> EngineError:
+    @contextmanager
+    def _explained(self, image: BuiltImage) -> Generator[None]:
         """The engine's words stay; where they are the kernel's for a full disk, the hint says which and how much."""
-        if _DISK_FULL not in error.message.lower():
-            hint = "run the command again: an image that shared layers with it may have gone meanwhile"
-            return error if len(self._entries) == len(image.manifest.layers) else EngineError(error.message, hint=hint)
-        return EngineError(
-            error.message,
-            hint=f"make room in {self._engine.facts.data_root} (`docker system df`): an engine needs the "
-            f"{render_size(self._sent_bytes)} of this image twice while it loads it",
-        )
+        try:
+            yield
+        except EngineError as error:
+            if _DISK_FULL in error.message.lower():
+                hint = (
+                    f"make room in {self._engine.facts.data_root} (`docker system df`): an engine needs the "
+                    f"{render_size(self._sent_bytes)} of this image twice while it loads it"
+                )
+            elif len(self._entries) < len({layer.digest for layer in image.manifest.layers}):
+                hint = "run the command again: an image that shared layers with it may have gone meanwhile"
+            else:
+                hint = error.hint
+            raise EngineError(error.message, hint=hint) from error
 
     def _line(self, loaded: EngineImage, image: BuiltImage) -> str:
         """What `docker run` takes: a classic engine knows an image it did not pull by its id alone."""
