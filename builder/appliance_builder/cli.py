@@ -141,7 +141,7 @@ def _apply(function: _Command, *decorators: Callable[[_Command], _Command]) -> _
     return function
 
 
-@cli.command()
+@cli.command(short_help="Build the image of an Ollama model.")
 @click.argument("model")
 @_build_options
 @_target_options
@@ -156,7 +156,7 @@ def build(model: str, **values: Any) -> None:
     _print(commands.build(_request(model, values), targets, options))
 
 
-@cli.command()
+@cli.command(short_help="Show what `build` would do, and do nothing.")
 @click.argument("model")
 @_build_options
 @_target_options
@@ -170,7 +170,7 @@ def plan(model: str, **values: Any) -> None:
     _print(commands.plan(_request(model, values), targets, options))
 
 
-@cli.command()
+@cli.command(short_help="Say what is in an appliance image.")
 @click.argument("image")
 @click.option("--platform", metavar="OS/ARCH", help="Which image of an index [this machine's].")
 @_network_options
@@ -182,7 +182,7 @@ def inspect(image: str, platform: str | None, **values: Any) -> None:
     _print(commands.inspect(image, _platform(platform), _options(values)))
 
 
-@cli.command()
+@cli.command(short_help="Check every byte of an image, or run it.")
 @click.argument("image")
 @click.option("--platform", metavar="OS/ARCH", help="Which image of an index [this machine's].")
 @click.option("--smoke", is_flag=True, help="Also start it in the Docker Engine and stream a chat.")
@@ -195,7 +195,7 @@ def verify(image: str, platform: str | None, smoke: bool, gpus: bool, prompt: st
     _print(commands.verify(image, _platform(platform), _options(values), question=question, gpus=gpus))
 
 
-@cli.command()
+@cli.command(short_help="Put a new Ollama under the same weights.")
 @click.argument("image")
 @click.option("--base", required=True, metavar="IMAGE", help="The new Ollama image.")
 @click.option("--ollama-version", metavar="X.Y.Z", help="Ollama's version in the base, where its tag does not tell.")
@@ -210,7 +210,7 @@ def rebase(image: str, base: str, ollama_version: str | None, **values: Any) -> 
     _print(commands.rebase(image, base, ollama_version, targets, options))
 
 
-@cli.command()
+@cli.command(short_help="Push a layout or archive, byte for byte.")
 @click.argument("image")
 @click.option("--from", "source", required=True, metavar="oci:DIR|oci-archive:FILE", help="What to push.")
 @_network_options
@@ -219,7 +219,7 @@ def push(image: str, source: str, **values: Any) -> None:
     _print(commands.push(image, source, _options(values)))
 
 
-@cli.command()
+@cli.command(short_help="List the recipes and the GPU memory they need.")
 @click.option("--recipe", type=_PATH, metavar="FILE", help="Show this recipe file instead.")
 @_network_options
 def models(recipe: Path | None, **values: Any) -> None:
@@ -227,7 +227,7 @@ def models(recipe: Path | None, **values: Any) -> None:
     _print(commands.models(recipe, _options(values)))
 
 
-@cli.command()
+@cli.command(short_help="List or clear kept downloads.")
 @click.argument("action", type=click.Choice(["list", "clear"]), default="list")
 @_network_options
 def cache(action: str, **values: Any) -> None:
@@ -235,7 +235,7 @@ def cache(action: str, **values: Any) -> None:
     _print(commands.cache(_options(values), clear=action == "clear"))
 
 
-@cli.command()
+@cli.command(short_help="Print a shell's completion script.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script of a shell: eval "$(appliance completion bash)"."""
