@@ -126,7 +126,7 @@ def _engine(work: Path) -> Iterator[Engine]:
 
 def _embedded(work: Path, steps: Steps) -> list[str]:
     """The words for `appliance build` when nothing is to be had from outside."""
-    real = shutil.which("ollama")
+    real = shutil.which("ollama") if sys.platform == "linux" else None  # containers run no program of another system
     with steps.step("make a tiny model and a base image"):
         weights = work / "scripted.gguf"
         write_scripted_gguf(weights)

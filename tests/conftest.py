@@ -89,7 +89,7 @@ def _session_engine(kind: EngineKind, state: Path) -> Iterator[Engine]:
     except (EngineUnavailableError, EnclosureError) as error:
         desktop = desktop_engine(state)
         if desktop is None or desktop.kind != kind:
-            pytest.skip(f"no Docker Engine of kind {kind}: {error}")
+            pytest.skip(f"no Docker Engine of kind {kind}: {error}, and no Docker of yours of that kind answers")
         yield desktop
         return
     try:

@@ -131,7 +131,8 @@ def _standin_tree(version: str) -> Tree:
 def _real_layers(program: Path) -> list[Layer]:
     """The program, `../lib/ollama` beside it as in a release, and the libraries that both need."""
     home = program.resolve().parent.parent / "lib/ollama"
-    parts = {path for path in home.rglob("*") if path.is_file()} if home.is_dir() else set()
+    # Its folders hold gigabytes for GPUs; what serves a CPU lies at the top.
+    parts = {path for path in home.iterdir() if path.is_file()} if home.is_dir() else set()
     runtime: dict[str, File | Link | Folder] = {}
     for path in parts:
         runtime[f"usr/lib/ollama/{path.relative_to(home)}"] = File(path.read_bytes(), path.stat().st_mode & 0o755)

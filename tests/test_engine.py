@@ -154,6 +154,23 @@ def test_a_finished_image_is_known_by_its_name(ours: Engine, name: ImageReferenc
     assert sink_for(ours, replace(name, tag="2b")).finished(built(layers)) is None
 
 
+def test_an_image_that_somebody_loaded_broken_is_not_taken_for_finished(
+    engine: AnyEngine, ours: Engine, name: ImageReference, tmp_path: Path
+) -> None:
+    layers = fresh()
+    sink = ArchiveSink.to_file(tmp_path / "broken.tar", name)
+    write_all(sink, layers[1:])
+    sink.commit(built(layers))
+    engine.run_cli("load", "-i", str(tmp_path / "broken.tar"), check=False)
+
+    assert sink_for(ours, name).finished(built(layers)) is None
+
+    line = load(ours, name, layers)
+
+    assert sink_for(ours, name).finished(built(layers)) == line
+    assert run(engine, str(name), "/models/template") == "hello"
+
+
 def change(what: str, layers: list[Layer]) -> list[Layer]:
     weights, *_, template = layers
     if what == "new base":

@@ -231,6 +231,14 @@ def test_the_image_runs_its_own_server_read_only_as_nobody(thinker: Container, w
     assert "/models" not in changed
 
 
+def test_a_read_only_root_keeps_no_part_of_the_server_from_its_work(thinker: Container) -> None:
+    said = thinker.log().lower()
+
+    assert "read-only" not in said
+    assert "permission denied" not in said
+    assert "failure during gpu discovery" not in said
+
+
 def test_it_lists_exactly_the_one_model(thinker: Container, works: Works) -> None:
     manifest = works.site.directory / "manifest"
     works.engine.run_cli("cp", f"{thinker.id}:/models/manifests/{LIBRARY}/{THINKS.replace(':', '/')}", str(manifest))

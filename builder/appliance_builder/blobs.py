@@ -58,9 +58,9 @@ class RegistryBlob:
         skip = position - self._start(answer, position)
         if skip > _SKIP_BYTES:
             raise RegistryError(
-                f"{self.doing}: {self.transport.host} cannot go on in the middle of a blob, at {position} bytes",
+                f"{self.doing}: {self.transport.place} cannot go on in the middle of a blob, at {position} bytes",
                 hint="it, or a proxy before it, must support range requests",
-                host=self.transport.host,
+                host=self.transport.place,
                 status=answer.status,
             )
         left = self.size - position
@@ -92,12 +92,12 @@ class RegistryBlob:
     def _odd(self, error: NetworkError | RegistryError) -> bool:
         """Also where the storage that a registry redirects to no longer takes the link: the registry gives a new one."""
         expired = isinstance(error, RegistryError) and error.status in (400, 401, 403, 410)
-        return isinstance(error, _OddAnswerError) or (expired and error.host != self.transport.host)
+        return isinstance(error, _OddAnswerError) or (expired and error.host != self.transport.place)
 
     def _odd_answer(self, what: str) -> RegistryError:
         hint = "run the command again; if it stays so, the registry or a proxy before it is damaged"
-        message = f"{self.doing}: {self.transport.host} {what}"
-        return _OddAnswerError(message, hint=hint, host=self.transport.host, status=200)
+        message = f"{self.doing}: {self.transport.place} {what}"
+        return _OddAnswerError(message, hint=hint, host=self.transport.place, status=200)
 
 
 class _OddAnswerError(RegistryError):

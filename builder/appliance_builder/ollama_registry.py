@@ -31,7 +31,8 @@ _SHOWN_TAGS: Final = 10
 
 class OllamaRegistry:
     def __init__(self, name: ModelName, transport: Transport, downloads: Downloads) -> None:
-        self.label = transport.host
+        mirrored = transport.place != transport.host
+        self.label = f"{transport.host} (mirror {transport.place})" if mirrored else transport.host
         self._name = name
         self._transport = transport
         self._repository = Repository(transport, f"{name.namespace}/{name.model}")
@@ -86,7 +87,7 @@ class OllamaRegistry:
     def _explained(self, error: RegistryError) -> ModelError | None:
         if error.status == 404:
             return self._not_found()
-        hint = _hint(self._name, error)
+        hint = _hint(self._name, error, login=self._transport.place)
         return ModelError(error.message, hint=hint) if hint else None
 
     def _not_found(self) -> ModelError:
@@ -112,13 +113,13 @@ def _where_to_look(name: ModelName) -> str:
     return "check name and tag; `appliance models` lists recipes"
 
 
-def _hint(name: ModelName, error: RegistryError) -> str | None:
+def _hint(name: ModelName, error: RegistryError, *, login: str) -> str | None:
     """What only people who know these registries can tell; None: the registry client's own hint is good."""
     if name.host in _HUGGING_FACE:
         page = f"https://huggingface.co/{name.namespace}/{name.model}"
         if error.status in (401, 403):
             return (
-                f"accept the terms at {page}, then `docker login {name.host}` with an access token as the password, "
+                f"accept the terms at {page}, then `docker login {login}` with an access token as the password, "
                 "or download the file with its own tool and give it with `--from-gguf FILE`"
             )
         if error.status == 400 and "shard" in error.message.lower():
@@ -127,8 +128,9 @@ def _hint(name: ModelName, error: RegistryError) -> str | None:
                 "`llama-gguf-split --merge` and give the file with `--from-gguf FILE`"
             )
     if name.host in _OLLAMA and error.status in (401, 403):
+        mirror = "" if login in _OLLAMA else f"`docker login {login}` where the mirror wants it; "
         return (
-            f"private models are opened with Ollama's own key, which `appliance` cannot use: `ollama pull {name}`, "
+            f"{mirror}private models are opened with Ollama's own key, which `appliance` cannot use: `ollama pull {name}`, "
             "then build with `--from-store auto`"
         )
     return None

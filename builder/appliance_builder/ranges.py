@@ -122,7 +122,7 @@ class RegistryRanges:
         refusal = self._transport.refusal(answer, self._doing)
         refused = LinkRefusedError(
             refusal.message,
-            hint=f"{self._transport.host} gave a link to its storage, which refuses it: check this machine's clock "
+            hint=f"{self._transport.place} gave a link to its storage, which refuses it: check this machine's clock "
             "and the proxy between",
             host=refusal.host,
             status=answer.status,
@@ -164,7 +164,7 @@ class RegistryRanges:
             raise NetworkError(
                 f"{self._doing}: {self._place(answer)} ended {left} bytes early",
                 hint="run the command again, it goes on from there",
-                host=self._transport.host,
+                host=self._transport.place,
                 fault=Fault.BROKEN,
             )
 
@@ -173,7 +173,7 @@ class RegistryRanges:
         return RegistryError(
             f"{self._doing}: {self._place(answer)} has {told} bytes, the manifest says {self.size}",
             hint="the blob is damaged there; take another source",
-            host=self._transport.host,
+            host=self._transport.place,
             status=answer.status,
         )
 
@@ -181,12 +181,12 @@ class RegistryRanges:
         return DoubtfulError(
             f"{self._doing}: {self._place(answer)} answered with {what}",
             hint="a proxy between may be at fault; run the command again, it goes on from what was right",
-            host=self._transport.host,
+            host=self._transport.place,
             status=answer.status,
         )
 
     def _place(self, answer: Answer) -> str:
-        return self._transport.host if answer.url == self._url else f"the storage of {self._transport.host}"
+        return self._transport.place if answer.url == self._url else f"the storage of {self._transport.place}"
 
 
 def fetcher_for_oci(repository: Repository, descriptor: Descriptor) -> RangeFetcher:

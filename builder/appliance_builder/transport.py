@@ -46,9 +46,11 @@ class Transport:
         self.host = host
         self._http = http
         self._endpoint = http.network.endpoint(host)
+        # Who answers, and whose login is used: a mirror never gets the one of the registry it stands for.
+        self.place = urlsplit(self._endpoint).netloc if host in http.network.mirrors else host
         self._waiting = waiting or Waiting()
         self._note = note
-        self._auth = Authorizer(host, http, credentials=credentials, waiting=self._waiting)
+        self._auth = Authorizer(self.place, http, credentials=credentials, waiting=self._waiting)
         self._answered = False
 
     def url(self, path: str) -> str:
@@ -132,8 +134,13 @@ class Transport:
             body = answer.body(limit_bytes=ERROR_BYTES)
         except NetworkError:  # the status is what counts
             body = b""
-        host = self.host if self._own(answer.url) else urlsplit(answer.url).netloc
-        return registry_error(host, doing, answer.status, answer.headers, body, retry_after_s=told_s)
+        own = self._own(answer.url)
+        host = self.place if own else urlsplit(answer.url).netloc
+        error = registry_error(host, doing, answer.status, answer.headers, body, retry_after_s=told_s)
+        if not own and not error.transient:
+            error.hint = f"{self.place} gave a link to its storage, which refuses it: check this machine's clock and "
+            error.hint += "the proxy between"
+        return error
 
     def locate(self, location: str, base: str) -> str:
         """A Location header, relative or absolute. A registry behind TLS that believes it speaks plain HTTP is corrected."""

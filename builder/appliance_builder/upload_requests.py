@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 
 from appliance_builder.http import Answer, Outgoing
 from appliance_builder.network_errors import NetworkError
-from appliance_builder.registry_errors import RegistryError
+from appliance_builder.registry_errors import ERROR_BYTES, RegistryError
 from appliance_builder.transport import Transport
 from appliance_builder.waiting import Patience
 from appliance_image.digest import Digest
@@ -68,6 +68,7 @@ class UploadRequests:
 
     def advanced(self, session: Session, answer: Answer) -> Session:
         """The session after an accepted part: most registries name a new location each time."""
+        answer.body(limit_bytes=ERROR_BYTES)  # to its end, so that the connection serves the next part
         location = answer.headers.get("location")
         if not location:
             return session
@@ -114,6 +115,7 @@ class UploadRequests:
             ) as answer:
                 if answer.status not in _STORED:
                     return self._transport.refusal(answer, doing)
+                answer.body(limit_bytes=ERROR_BYTES)
                 stored = answer.headers.get("docker-content-digest", "")
                 if stored.startswith("sha256:") and stored != str(digest):
                     return RegistryError(
@@ -154,6 +156,7 @@ class UploadRequests:
             with self._transport.open(
                 "DELETE", location, doing=f"cancelling an upload to {self.label}", scopes=self._scopes, read_s=_CANCEL_S
             ) as answer:
+                answer.body(limit_bytes=ERROR_BYTES)
                 return answer.status in (200, 202, 204, 404)
         except (NetworkError, RegistryError):
             return False

@@ -46,8 +46,12 @@ ANNOTATION_TEMPLATE: Final = PREFIX + "template.before"  # on the model layer: t
 # for any user and under a read-only root, and what lies there never reaches an image or a volume.
 HOME: Final = "/dev/shm/ollama"  # noqa: S108 - a tmpfs of the container's own, not a shared one
 
+# Before 0.30 the search for GPUs writes a file to the temporary directory; where it cannot, Ollama computes on the CPU.
+TEMPORARY: Final = "/dev/shm"  # noqa: S108 - as above, and there before the server is
+
 ENVIRONMENT: Final = {
     "HOME": HOME,
+    "TMPDIR": TEMPORARY,
     "OLLAMA_MODELS": MODELS_DIRECTORY,
     "OLLAMA_NOPRUNE": "1",
     "OLLAMA_NO_CLOUD": "1",
