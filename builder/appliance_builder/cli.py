@@ -93,6 +93,7 @@ def _network_options(function: _Command) -> _Command:
         ),
         click.option("--cache", type=_PATH, metavar="DIR", help="Where downloads are kept [APPLIANCE_CACHE]."),
         click.option("--connections", type=click.IntRange(1, 64), help="Connections of one download [8]."),
+        click.option("--chunk-size", type=click.IntRange(1, 4096), metavar="MIB", help="Upload in parts of this size."),
         click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stderr, for programs."),
     )
 
@@ -246,7 +247,7 @@ def completion(shell: str) -> None:
 
 
 def _options(values: dict[str, Any]) -> Options:
-    names = ("insecure", "ca", "models_registry", "base_registry", "cache", "connections", "as_json")
+    names = ("insecure", "ca", "models_registry", "base_registry", "cache", "connections", "chunk_size", "as_json")
     return Options(**{name: values.pop(name) for name in names})
 
 

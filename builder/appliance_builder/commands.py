@@ -23,6 +23,7 @@ from appliance_builder.request import BuildRequest, Options, Targets
 from appliance_builder.template_change import template_diff
 from appliance_builder.verify import verify as problems_of
 from appliance_builder.workshop import Workshop
+from appliance_image.contract import MEBIBYTE
 from appliance_image.errors import ApplianceError
 from appliance_image.oci import Platform
 from appliance_image.reference import ImageReference
@@ -31,9 +32,10 @@ from appliance_image.reference import ImageReference
 @contextmanager
 def _workshop(options: Options) -> Generator[Workshop, None, None]:
     settings = config.load(options, os.environ)
+    chunk_bytes = options.chunk_size * MEBIBYTE if options.chunk_size else None
     with (
         progress.choose(sys.stderr, as_json=options.as_json) as reporter,
-        Workshop(settings, reporter, os.environ) as shop,
+        Workshop(settings, reporter, os.environ, chunk_bytes=chunk_bytes) as shop,
     ):
         yield shop
 

@@ -17,7 +17,7 @@ _HINTS: Final = {
     403: "this login may not do that here: ask for the right, or `{login}` as somebody else",
     404: "check the address: is {host} a registry, and does the project exist there",
     405: "{host} does not allow this: is it a registry, and not a read-only one",
-    413: "the registry, or a proxy before it, limits a request's size: `--chunk-size 64MiB` sends smaller ones "
+    413: "the registry, or a proxy before it, limits a request's size: `--chunk-size 64` sends smaller ones "
     "(nginx: `client_max_body_size 0`)",
     415: "{host} does not take this kind of content: is it a registry for container images",
     429: "{host} limits requests: `{login}` often raises the limit, else try again later",

@@ -19,6 +19,7 @@ class Options:
     base_registry: str | None = None
     cache: Path | None = None
     connections: int | None = None
+    chunk_size: int | None = None  # MiB, of uploads
     as_json: bool = False
 
 

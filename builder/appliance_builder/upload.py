@@ -260,7 +260,7 @@ class _Upload:
             raise RegistryError(
                 f"{self._doing}: the registry lost the upload {self._lost} times: {cause.message}",
                 hint="several registries behind one name need one storage and one `http.secret`; "
-                "a proxy between may end long requests: try `--chunk-size 64MiB`",
+                "a proxy between may end long requests: try `--chunk-size 64`",
                 host=self._repository.host,
                 status=404,
             )

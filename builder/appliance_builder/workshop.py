@@ -36,8 +36,16 @@ if TYPE_CHECKING:
 
 
 class Workshop:
-    def __init__(self, config: BuilderConfig, reporter: Reporter, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        config: BuilderConfig,
+        reporter: Reporter,
+        environ: Mapping[str, str],
+        *,
+        chunk_bytes: int | None = None,
+    ) -> None:
         self.config = config
+        self._chunk_bytes = chunk_bytes
         self.network = network(config)
         self.reporter = reporter
         self.environ = environ
@@ -69,7 +77,7 @@ class Workshop:
         if self._engine is None:
             from appliance_builder.engine import Engine  # noqa: PLC0415 - 0.2 s for docker, which a push never needs
 
-            self._engine = Engine.connect(self.environ)
+            self._engine = self._closing.enter_context(Engine.connect(self.environ))
         return self._engine
 
     @property
@@ -135,7 +143,7 @@ class Workshop:
         return RegistrySink(
             self.repository(name, push=True),
             name,
-            quirks=quirks_for(name.host),
+            quirks=quirks_for(name.host, chunk_bytes=self._chunk_bytes),
             mount_from=mount_from,
             sessions=self.cache_directory / "uploads",
         )
