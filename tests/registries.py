@@ -74,6 +74,12 @@ class Registry:
             return self.storage
         return Path(f"/proc/{self._process.pid}/root{self.storage}")
 
+    def resize(self, storage_bytes: int) -> None:
+        """Another size for a small disk; what it holds stays."""
+        assert self._process
+        words = ["mount", "-o", f"remount,size={storage_bytes}", str(self.storage)]
+        subprocess.run(["nsenter", "--mount", f"--target={self._process.pid}", *words], check=True)
+
     def has_blob(self, digest: str) -> bool:
         algorithm, _, text = digest.partition(":")
         return (self.files / f"docker/registry/v2/blobs/{algorithm}/{text[:2]}/{text}/data").exists()

@@ -13,7 +13,7 @@ from faultproxy import FaultProxy
 from faults import Answer, Corrupt, Cut, DropResponse, Fault, Headers, IgnoreRange, Shorten, Stall
 from ollamafront import Manners, OllamaFront
 from ollamastore import blob_path
-from trouble import HTML, LARGE, OTHER, PAGE, SEGMENT_BYTES, SMALL, Ground, Place, log_in
+from trouble import HTML, LARGE, OTHER, PAGE, SEGMENT_BYTES, SMALL, Ground, Place, log_in, weights_path
 
 BLOB, MANIFEST, DATA = r"/blobs/", r"/manifests/", r"/data/"
 LATER = Answer(429, headers={"Retry-After": "1"})
@@ -117,7 +117,7 @@ def test_the_weights_may_be_cut_at_any_byte(place: Place, front: OllamaFront, se
     edges = [1, 2, size - 1, size]
     for nth in range(1, 8):
         after = chance.choice([chance.randrange(size), *edges])
-        front.blob_proxy.add(Cut(after, how=chance.choice(["rst", "fin"])), path=data_of(place), nth=nth)
+        front.blob_proxy.add(Cut(after, how=chance.choice(["rst", "fin"])), path=weights_path(place.ground), nth=nth)
 
     place.push_downloaded(front).succeeds()
 
@@ -139,9 +139,9 @@ def test_a_server_that_ignores_ranges_gives_the_right_image(place: Place, front:
 
 
 def test_a_server_that_ignores_ranges_and_breaks_gives_the_right_image(place: Place, front: OllamaFront) -> None:
-    front.blob_proxy.add(IgnoreRange(), path=data_of(place, LARGE))
+    front.blob_proxy.add(IgnoreRange(), path=weights_path(place.ground, LARGE))
     for nth, after in enumerate((3_000_000, SEGMENT_BYTES + 1), start=4):
-        front.blob_proxy.add(Cut(after), path=data_of(place, LARGE), nth=nth)
+        front.blob_proxy.add(Cut(after), path=weights_path(place.ground, LARGE), nth=nth)
 
     place.push_downloaded(front, LARGE).succeeds()
 
@@ -150,7 +150,7 @@ def test_links_that_run_out_in_the_middle_are_asked_for_anew(
     ground: Ground, place: Place, make_front: MakeFront
 ) -> None:
     front = make_front(StoreSource(ground.store), Manners(link_uses=1))
-    front.blob_proxy.add(Cut(1_000_000), path=data_of(place, LARGE), nth=2)
+    front.blob_proxy.add(Cut(1_000_000), path=weights_path(place.ground, LARGE), nth=2)
 
     place.push_downloaded(front, LARGE).succeeds()
 
@@ -177,7 +177,7 @@ def test_tokens_that_are_revoked_in_the_middle_are_asked_for_anew(
 def test_weights_that_changed_on_the_way_are_never_stored_and_fetched_again(
     place: Place, front: OllamaFront, model: str
 ) -> None:
-    rule = front.blob_proxy.add(Corrupt(123_456), path=data_of(place, model), nth=2)
+    rule = front.blob_proxy.add(Corrupt(123_456), path=weights_path(place.ground, model), nth=2)
     job = place.push_downloaded(front, model)
 
     message, _ = job.fails()
@@ -205,7 +205,7 @@ def test_weights_that_are_shorter_than_promised_are_never_stored(
 def test_a_failure_leaves_the_old_image_under_the_name(place: Place, front: OllamaFront) -> None:
     before = place.push_stored(OTHER)
     before.succeeds()
-    front.blob_proxy.add(Corrupt(1000), path=data_of(place), nth=2)
+    front.blob_proxy.add(Corrupt(1000), path=weights_path(place.ground), nth=2)
     job = place.push_downloaded(front)
 
     job.fails(before=before.digest)
@@ -240,8 +240,3 @@ def test_the_login_of_a_mirror_is_its_own(ground: Ground, place: Place, make_fro
     assert not [entry for entry in front.requests() if "authorization" in entry.headers]
     log_in(place.site, front.host)
     job.succeeds()
-
-
-def data_of(place: Place, model: str = SMALL) -> str:
-    """The weights, as the storage is asked for them."""
-    return place.ground.weights(model).replace(":", "%3A")

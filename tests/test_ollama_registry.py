@@ -328,7 +328,9 @@ def test_a_gated_model_of_hugging_face_names_the_terms_and_the_token(front: Olla
         client.open("hf.co/meta/Some-GGUF:Q4_K_M", mirrors={"hf.co": front.url}).manifest()
 
     assert "https://huggingface.co/meta/Some-GGUF" in caught.value.hint
-    assert f"docker login {front.host}" in caught.value.hint  # the mirror's, which never gets the one of what it mirrors
+    assert (
+        f"docker login {front.host}" in caught.value.hint
+    )  # the mirror's, which never gets the one of what it mirrors
 
 
 def test_a_model_in_several_files_is_refused_in_hugging_faces_words(front: OllamaFront, client: Client) -> None:

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from building import APPLIANCE, MIB, OLLAMA, TEMPLATE, Ran, Site, failed, ok
 from ollamafront import OllamaFront
-from ollamastore import Config, StoredModel, lay_model
+from ollamastore import Config, Source, StoredModel, lay_model
 from registries import PASSWORD, USER, Registry
 from tinygguf import write_tiny_gguf
 from tinyimages import HERE, Layer, base_layers
@@ -192,6 +192,11 @@ class Place:
         return Job(self.site, words, output, self.ground.digest(model), lambda: look(Path(path)))
 
 
+def weights_path(ground: Ground, model: str = SMALL) -> str:
+    """As the storage behind a registry of models is asked for them."""
+    return ground.weights(model).replace(":", "%3A")
+
+
 def log_in(site: Site, host: str, *, password: str = PASSWORD) -> None:
     """As `docker login` leaves it."""
     login = base64.b64encode(f"{USER}:{password}".encode()).decode()
@@ -267,7 +272,12 @@ def _whole(digest: str, blob: Callable[[str], bytes]) -> dict[str, Any]:
 def _lay(store: Path, name: str) -> StoredModel:
     weights = store.with_name("weights.gguf")
     write_tiny_gguf(weights, pad_bytes=_PAD_BYTES[name], seed=list(_PAD_BYTES).index(name))
-    layers = {"model": weights, "template": TEMPLATE, "params": {"stop": ["<｜User｜>"]}, "license": "as you like\n"}
+    layers: dict[str, Source | Sequence[Source]] = {
+        "model": weights,
+        "template": TEMPLATE,
+        "params": {"stop": ["<｜User｜>"]},
+        "license": "as you like\n",
+    }
     try:
         return lay_model(store, name, layers, config=Config(model_type="158K", file_type="F16"))
     finally:

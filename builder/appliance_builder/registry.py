@@ -74,6 +74,8 @@ class Repository:
             body=body,
         )
         stored = reply.headers.get("docker-content-digest", "")
+        if not stored and ((found := self.head_manifest(reference)) is None or found.digest != Digest.of(body)):
+            raise self._damaged(doing, "the registry took it, and does not have it")
         if stored.startswith("sha256:") and stored != str(Digest.of(body)):
             raise self._damaged(doing, f"the registry stored {stored}, not {Digest.of(body)}")
 

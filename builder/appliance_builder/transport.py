@@ -79,11 +79,17 @@ class Transport:
                 with self.open(method, url, doing=doing, scopes=scopes, headers=headers, body=body) as answer:
                     if answer.status in expect:
                         content = answer.body(limit_bytes=limit_bytes)
+                        self._refuse_page(answer, content, doing)
                         return Reply(answer.status, answer.headers, answer.url, content)
                     raise self.refusal(answer, doing)
             except (NetworkError, RegistryError) as error:
                 if not self.retry(error, patience):
                     raise
+
+    def check_page(self, answer: Answer, doing: str) -> None:
+        """For accepted requests: a login page before a registry accepts everything, and does nothing."""
+        if "text/html" in answer.headers.get("content-type", ""):
+            self._refuse_page(answer, answer.body(limit_bytes=ERROR_BYTES), doing)
 
     def retry(self, error: NetworkError | RegistryError, patience: Patience) -> bool:
         """Wait, if it may help; False if it is of no use or the time is up."""
@@ -149,6 +155,11 @@ class Transport:
         if wanted.netloc == own.netloc and wanted.scheme != own.scheme:
             return wanted._replace(scheme=own.scheme).geturl()
         return url
+
+    def _refuse_page(self, answer: Answer, content: bytes, doing: str) -> None:
+        """By its words: some registries give that type to empty answers."""
+        if "text/html" in answer.headers.get("content-type", "") and content.lstrip().startswith(b"<"):
+            raise registry_error(self.place, doing, answer.status, answer.headers, content)
 
     def _redirect(self, method: str, answer: Answer, redirects: int) -> str | None:
         location = answer.headers.get("location")

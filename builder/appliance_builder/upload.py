@@ -258,7 +258,8 @@ class _Upload:
             raise cause
         if self._lost > _LOST_SESSIONS:
             raise RegistryError(
-                f"{self._doing}: the registry lost the upload {self._lost} times: {cause.message}",
+                f"{self._doing}: the registry lost the upload {self._lost} times: "
+                f"{cause.message.removeprefix(f'{self._doing}: ')}",
                 hint="several registries behind one name need one storage and one `http.secret`; "
                 "a proxy between may end long requests: try `--chunk-size 64`",
                 host=self._repository.host,

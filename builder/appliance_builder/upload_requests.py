@@ -64,6 +64,8 @@ class UploadRequests:
         with self._transport.open(
             "PATCH", session.location, doing=doing, scopes=self._scopes, headers=headers, body=body
         ) as answer:
+            if answer.status < 300:
+                self._transport.check_page(answer, doing)
             yield answer
 
     def advanced(self, session: Session, answer: Answer) -> Session:
@@ -115,6 +117,7 @@ class UploadRequests:
             ) as answer:
                 if answer.status not in _STORED:
                     return self._transport.refusal(answer, doing)
+                self._transport.check_page(answer, doing)
                 answer.body(limit_bytes=ERROR_BYTES)
                 stored = answer.headers.get("docker-content-digest", "")
                 if stored.startswith("sha256:") and stored != str(digest):
