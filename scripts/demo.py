@@ -23,7 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
-from engines import Engine, EngineUnavailableError, desktop_engine, start_engine  # noqa: E402 - after the path is set
+from building import TEMPLATE  # noqa: E402 - after the path is set
+from engines import Engine, EngineUnavailableError, desktop_engine, start_engine  # noqa: E402
 from ollamastore import Config, lay_model  # noqa: E402
 from scriptedgguf import write_scripted_gguf  # noqa: E402
 from smallbase import assemble  # noqa: E402
@@ -34,20 +35,6 @@ MODEL = "demo-r1-think:tiny"
 SOURCE = "demo-r1:tiny"
 QUESTION = "天空为什么是蓝色的？"
 STANDIN_VERSION = "0.32.15"
-TEMPLATE = """\
-{{- if .System }}{{ .System }}{{ end }}
-{{- range $i, $_ := .Messages }}
-{{- $last := eq (len (slice $.Messages $i)) 1 }}
-{{- if eq .Role "user" }}<｜User｜>{{ .Content }}
-{{- else if eq .Role "assistant" }}<｜Assistant｜>
-{{- if and $.IsThinkSet (and $last .Thinking) }}<think>
-{{ .Thinking }}
-</think>
-{{- end }}{{ .Content }}{{- if not $last }}<｜end▁of▁sentence｜>{{- end }}
-{{- end }}
-{{- if and $last (ne .Role "assistant") }}<｜Assistant｜>
-{{- end }}
-{{- end }}"""
 
 
 @dataclass(frozen=True, slots=True)

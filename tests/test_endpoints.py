@@ -1,212 +1,83 @@
-"""The way to a host: certificates, plain HTTP, proxies, names, silence."""
+"""How hosts are reached: plain HTTP on loopback and where it was asked for, TLS everywhere else, mirrors in place of hosts."""
 
-import socket
-from collections.abc import Iterator
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
-from authority import Authority
-from conftest import MakeRegistry
-from faults import Answer, Stall
-from registries import PASSWORD, Options, Registry
-from registry_client import (
-    BLOB,
-    BODY,
-    MIB,
-    Bar,
-    Bytes,
-    Time,
-    close_connections,
-    nobody,
-    open_repository,
-    pattern,
-    trusting,
-)
 
-from appliance_builder.http import Http, Timeouts
-from appliance_builder.network import Network
-from appliance_builder.network_errors import Fault as NetworkFault
-from appliance_builder.network_errors import NetworkError
-from appliance_builder.proxies import proxy_for
-from appliance_builder.quirks import quirks_for
-from appliance_builder.registry_errors import RegistryError, registry_error
-from appliance_builder.upload import upload
+from appliance_builder.network import Network, is_loopback, parse_ca
+from appliance_image.errors import ApplianceError
 
-
-@pytest.fixture(autouse=True)
-def _closed_connections() -> Iterator[None]:
-    yield
-    close_connections()
-
-
-def test_an_authority_of_ones_own_is_trusted(make_registry: MakeRegistry, authority: Authority) -> None:
-    registry = make_registry(Options(tls=authority))
-    with trusting(registry, authority) as http:
-        repository = open_repository(registry.host, http=http)
-
-        upload(repository, Bytes(BODY), Bar(), quirks=quirks_for(registry.host))
-        body = b"".join(repository.blob(BLOB).read())
-
-    assert body == BODY
-
-
-def test_an_early_answer_is_heard_over_tls(make_registry: MakeRegistry, authority: Authority) -> None:
-    registry = make_registry(Options(tls=authority))
-    registry.proxy.add(Answer(403, early=True), method="PATCH")
-    bar = Bar()
-
-    with trusting(registry, authority) as http, pytest.raises(RegistryError, match="403"):
-        upload(
-            open_repository(registry.host, http=http), Bytes(pattern(64 * MIB)), bar, quirks=quirks_for(registry.host)
-        )
-
-    assert bar.done < 32 * MIB
-
-
-def test_an_unknown_authority_is_told_with_the_flag_that_helps(
-    make_registry: MakeRegistry, authority: Authority
-) -> None:
-    registry = make_registry(Options(tls=authority))
-    network = Network(mirrors={"r.example.com": registry.url})
-
-    with (
-        Http(network, environ={}) as http,
-        pytest.raises(NetworkError, match=r"certificate of .* is not trusted") as caught,
-    ):
-        open_repository("r.example.com", http=http).tags(1)
-
-    assert caught.value.fault is NetworkFault.UNTRUSTED
-    assert f"--ca {registry.host}=FILE" in caught.value.hint
-
-
-def test_plain_http_where_tls_is_expected_is_told_with_the_flag_that_helps(registry: Registry) -> None:
-    place = f"127.0.0.1:{registry.backend_port}"
-    network = Network(mirrors={"r.example.com": f"https://{place}"})
-
-    with Http(network, environ={}) as http, pytest.raises(NetworkError, match="speaks plain HTTP, not TLS") as caught:
-        open_repository("r.example.com", http=http).tags(1)
-
-    assert f"--insecure {place}" in caught.value.hint
-
-
-def test_tls_where_plain_http_is_expected_is_told_with_the_flag_that_helps() -> None:
-    error = registry_error("h:1", "reading x", 400, {}, b"Client sent an HTTP request to an HTTPS server.\n")
-
-    assert error.message == "reading x: h:1 speaks TLS, not plain HTTP"
-    assert "--ca h:1=FILE" in error.hint
-
-
-def test_nobody_listening_is_an_error_within_seconds() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        host = f"127.0.0.1:{probe.getsockname()[1]}"
-    time = Time()
-
-    with pytest.raises(NetworkError, match=f"{host} refuses connections"):
-        open_repository(host, time=time).tags(1)
-
-    assert sum(time.slept) < 15
-
-
-def test_a_registry_that_was_there_is_waited_for(registry: Registry) -> None:
-    time = Time()
-    repository = open_repository(f"127.0.0.1:{registry.backend_port}", time=time)
-    repository.tags(1)
-    registry.stop()
-
-    with pytest.raises(NetworkError, match="refuses connections"):
-        repository.tags(1)
-
-    assert sum(time.slept) >= 120
-
-
-def test_an_unknown_name_is_an_error() -> None:
-    network = Network(insecure=frozenset({"no-such-host.invalid"}))
-
-    with Http(network, environ={}) as http, pytest.raises(NetworkError, match="no address is known") as caught:
-        open_repository("no-such-host.invalid", http=http).tags(1)
-
-    assert caught.value.fault is NetworkFault.NAME
-
-
-def test_silence_has_an_end(registry: Registry) -> None:
-    stall = Stall()
-    registry.proxy.add(stall, method="POST", path="")
-    registry.proxy.add(Stall(0, of="request"), method="POST")
-
-    with Http(Network(), environ={}, timeouts=Timeouts(read_s=0.2)) as http:
-        repository = open_repository(registry.host, http=http, patience_s=0)
-        with pytest.raises(NetworkError, match=r"was silent for 0 s"):
-            repository.put_small_blob(BODY)
-
-
-def test_a_proxy_carries_what_is_not_on_loopback(registry: Registry) -> None:
-    host = "registry.example.com"
-    environ = {"http_proxy": f"http://ann:{PASSWORD}@{registry.host}"}
-
-    with Http(Network(insecure=frozenset({host})), environ=environ) as http:
-        repository = open_repository(host, http=http)
-        upload(repository, Bytes(BODY), Bar(), quirks=quirks_for(host))
-
-    assert registry.has_blob(str(BLOB.digest))
-    assert all(each.host == host for each in registry.requests())
-
-
-def test_a_proxy_that_is_not_there_is_named_without_its_password() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        place = f"127.0.0.1:{probe.getsockname()[1]}"
-    environ = {"https_proxy": f"http://ann:{PASSWORD}@{place}"}
-
-    with Http(Network(), environ=environ) as http, pytest.raises(NetworkError) as caught:
-        open_repository("registry.example.com", http=http).tags(1)
-
-    assert f"the proxy {place} refuses connections" in caught.value.message
-    assert PASSWORD not in caught.value.message + caught.value.hint
+CA = Path("ca.pem")
 
 
 @pytest.mark.parametrize(
-    ("url", "environ", "proxy"),
+    ("network", "host", "endpoint"),
     [
-        ("https://r.example.com/v2/", {}, None),
-        ("https://r.example.com/v2/", {"HTTPS_PROXY": "http://p:3128"}, "http://p:3128"),
-        ("https://r.example.com/v2/", {"https_proxy": "p:3128"}, "http://p:3128"),
-        ("https://r.example.com/v2/", {"http_proxy": "http://p:3128"}, None),
-        ("http://r.example.com/v2/", {"http_proxy": "http://p:3128"}, "http://p:3128"),
-        ("https://r.example.com/v2/", {"ALL_PROXY": "socks5://p:1080"}, "socks5://p:1080"),
-        ("http://127.0.0.1:5000/", {"http_proxy": "http://p:3128"}, None),
-        ("http://localhost:5000/", {"all_proxy": "http://p:3128"}, None),
-        ("https://[::1]:5000/", {"https_proxy": "http://p:3128"}, None),
-        ("https://r.example.com/", {"https_proxy": "http://p", "no_proxy": "example.com"}, None),
-        ("https://r.example.com/", {"https_proxy": "http://p", "no_proxy": ".example.com"}, None),
-        ("https://r.example.com/", {"https_proxy": "http://p", "no_proxy": "*.example.com"}, None),
-        ("https://example.com/", {"https_proxy": "http://p", "no_proxy": ".example.com"}, "http://p"),
-        ("https://rexample.com/", {"https_proxy": "http://p", "no_proxy": "example.com"}, "http://p"),
-        ("https://r.example.com/", {"https_proxy": "http://p", "NO_PROXY": "a.com, r.example.com:443"}, None),
-        ("https://r.example.com/", {"https_proxy": "http://p", "NO_PROXY": "r.example.com:8443"}, "http://p"),
-        ("https://10.1.2.3:5000/", {"https_proxy": "http://p", "no_proxy": "10.0.0.0/8"}, None),
-        ("https://11.1.2.3:5000/", {"https_proxy": "http://p", "no_proxy": "10.0.0.0/8"}, "http://p"),
-        ("https://[fd00::5]/", {"https_proxy": "http://p", "no_proxy": "fd00::/8"}, None),
-        ("https://r.example.com/", {"https_proxy": "http://p", "no_proxy": "*"}, None),
+        (Network(), "docker.io", "https://registry-1.docker.io"),
+        (Network(), "registry.ollama.ai", "https://registry.ollama.ai"),
+        (Network(), "r.lan:5000", "https://r.lan:5000"),
+        (Network(), "localhost:5000", "http://localhost:5000"),
+        (Network(), "localhost", "http://localhost"),
+        (Network(), "127.0.0.1:5000", "http://127.0.0.1:5000"),
+        (Network(), "127.8.8.8", "http://127.8.8.8"),
+        (Network(), "[::1]:5000", "http://[::1]:5000"),
+        (Network(), "10.0.0.1:5000", "https://10.0.0.1:5000"),
+        (Network(), "localhost.evil.example", "https://localhost.evil.example"),
+        (Network(), "127.0.0.1.evil.example", "https://127.0.0.1.evil.example"),
+        (Network(insecure=frozenset({"r.lan:5000"})), "r.lan:5000", "http://r.lan:5000"),
+        (Network(insecure=frozenset({"r.lan:5000"})), "r.lan", "https://r.lan"),
+        (Network(ca={"localhost:5000": CA}), "localhost:5000", "https://localhost:5000"),
+        (Network(insecure=frozenset({"r.lan"}), ca={"r.lan": CA}), "r.lan", "https://r.lan"),
+        (Network(mirrors={"docker.io": "mirror.lan"}), "docker.io", "https://mirror.lan"),
+        (Network(mirrors={"docker.io": "127.0.0.1:5000"}), "docker.io", "http://127.0.0.1:5000"),
+        (Network(mirrors={"docker.io": "http://mirror.lan/hub/"}), "docker.io", "http://mirror.lan/hub"),
+        (Network(mirrors={"docker.io": "mirror.lan"}, insecure=frozenset({"mirror.lan"})), "docker.io", "http://mirror.lan"),
+        (Network(mirrors={"docker.io": "mirror.lan"}), "r.lan", "https://r.lan"),
+    ],
+)  # fmt: skip
+def test_a_host_is_reached_over_tls_unless_it_is_loopback_or_named_insecure(
+    network: Network, host: str, endpoint: str
+) -> None:
+    assert network.endpoint(host) == endpoint
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("localhost", True),
+        ("LOCALHOST:1", True),
+        ("127.255.255.254:1", True),
+        ("[::1]", True),
+        ("[::2]:1", False),
+        ("128.0.0.1", False),
+        ("example.com", False),
+        ("", False),
+        ("[1.2.3.4]:1", False),
+        ("[zz]", False),
+        ("[::1", False),
     ],
 )
-def test_a_proxy_is_chosen_as_everywhere(url: str, environ: dict[str, str], proxy: str | None) -> None:
-    assert proxy_for(url, environ) == proxy
+def test_loopback_is_what_cannot_leave_the_machine(host: str, loopback: bool) -> None:
+    assert is_loopback(host) == loopback
 
 
-def test_a_ca_file_that_is_none_is_an_error(tmp_path: Path) -> None:
-    file = tmp_path / "ca.pem"
-    file.write_text("nonsense")
+def test_a_ca_is_a_host_and_a_file_that_is_there(tmp_path: Path) -> None:
+    certificate = tmp_path / "ca=1.pem"
+    certificate.write_text("PEM")
 
-    with (
-        Http(Network(ca={"r.example.com": file}), environ={}) as http,
-        pytest.raises(Exception, match="not a certificate"),
-    ):
-        open_repository("r.example.com", http=http).tags(1)
+    assert parse_ca(f"r.lan:5000={certificate}") == ("r.lan:5000", certificate)
 
 
-def test_a_registry_behind_a_prefix_is_asked_there(registry: Registry) -> None:
-    network = Network(mirrors={"r.example.com": f"{registry.url}/cache/"})
+@pytest.mark.parametrize("text", ["", "r.lan", "r.lan=", "=ca.pem"])
+def test_a_ca_that_is_no_host_and_file_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ApplianceError, match="not HOST=FILE") as caught:
+        parse_ca(text)
 
-    with Http(network, environ={}) as http, pytest.raises(RegistryError):
-        open_repository("r.example.com", http=http, credentials=nobody).manifest("1")
+    assert "--ca registry.example.com=" in caught.value.hint
 
-    assert registry.requests()[0].path == "/cache/v2/ai/model/manifests/1"
+
+def test_a_ca_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ApplianceError, match=f"no certificate file: {tmp_path}/none"):
+        parse_ca(f"r.lan={tmp_path}/none")

@@ -290,7 +290,7 @@ def test_an_unknown_tag_is_told_with_the_tags_that_there_are(registry: Registry,
 def test_what_is_no_manifest_is_refused(front: OllamaFront, client: Client, answer: Answer, words: str) -> None:
     front.proxy.add(answer, path="/manifests/")
 
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(ApplianceError, match=words):
         client.open(f"{front.host}/library/tiny:32b").manifest()
 
 

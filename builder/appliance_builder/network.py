@@ -23,12 +23,22 @@ class Network:
     def endpoint(self, host: str) -> str:
         """The URL, without a path at its end unless a mirror has one, that serves `/v2/` for a registry host."""
         if mirror := self.mirrors.get(host):
-            return mirror.rstrip("/") if "://" in mirror else self._with_scheme(mirror)
-        return _DOCKER_HUB_API if host == DOCKER_HUB else self._with_scheme(host)
+            return _checked(mirror.rstrip("/") if "://" in mirror else self._with_scheme(mirror))
+        return _DOCKER_HUB_API if host == DOCKER_HUB else _checked(self._with_scheme(host))
 
     def _with_scheme(self, host: str) -> str:
         plain = host in self.insecure or is_loopback(host)
         return f"{'http' if plain and host not in self.ca else 'https'}://{host}"
+
+
+def _checked(url: str) -> str:
+    try:
+        port = urlsplit(url).port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ApplianceError(f"not a host: {urlsplit(url).netloc!r}", hint="a port is a number from 1 to 65535")
+    return url
 
 
 def is_loopback(host: str) -> bool:

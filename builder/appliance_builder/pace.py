@@ -41,7 +41,8 @@ class Budget:
 
     def pause_s(self, error: NetworkError | RegistryError, tries: int, *, now_s: float, random: float) -> float | None:
         """How long one connection waits after its `tries` tries without a byte; None: the download gives up."""
-        if not error.transient or now_s - self._since_s >= self._pace.patience_s + self._granted_s:
+        left_s = self._since_s + self._pace.patience_s + self._granted_s - now_s
+        if not error.transient or left_s <= 0:
             return None
         if self._is_doubtful(error):
             if self._doubt_since_s is None:
@@ -53,7 +54,7 @@ class Budget:
             return None
         if isinstance(error, DoubtfulError) and error.at_once and tries == 0:
             return 0.0
-        back_off_s = random * min(self._pace.longest_s, self._pace.first_s * 2.0 ** min(tries, 16))
+        back_off_s = min(left_s, random * min(self._pace.longest_s, self._pace.first_s * 2.0 ** min(tries, 16)))
         return (told_s or 0.0) + back_off_s
 
     def _is_doubtful(self, error: NetworkError | RegistryError) -> bool:

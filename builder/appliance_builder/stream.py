@@ -19,6 +19,7 @@ from appliance_image.errors import ApplianceError
 from appliance_image.layer import LayerPlan
 
 _QUEUE_CHUNKS = 12  # of 1 MiB at most, for each consumer
+_LEAVE_S = 2.0  # a sink that hears nothing from its other end is left to itself when the user interrupts
 
 
 class _Feed:
@@ -138,8 +139,8 @@ class _Consumer:
         finally:
             self._feed.leave()
 
-    def join(self) -> None:
-        self._thread.join()
+    def join(self, timeout_s: float | None = None) -> None:
+        self._thread.join(timeout_s)
 
 
 class _Pass:
@@ -168,12 +169,22 @@ class _Pass:
             self._judge()
         except BaseException as error:  # noqa: BLE001 - those who wait must hear of it, whatever it is
             self._fail(error)
-        finally:
-            for consumer in sending:
-                consumer.join()
+        self._wait_for(sending)
         if self._failure:
             raise self._failure
         return self._verdict.wait()
+
+    def _wait_for(self, sending: Sequence[_Consumer]) -> None:
+        """An interruption, before or while we wait, is not held up by a sink whose other end is silent."""
+        interrupted = self._failure is not None and not isinstance(self._failure, Exception)
+        try:
+            for consumer in sending:
+                consumer.join(_LEAVE_S if interrupted else None)
+        except KeyboardInterrupt as error:
+            self._fail(error)
+            for consumer in sending:
+                consumer.join(_LEAVE_S)
+            raise
 
     def _start_check(self, check: Check) -> tuple[_Feed, _Consumer]:
         feed = _Feed()

@@ -68,9 +68,10 @@ class Patience:
         if self._since is None:
             self._since = self._waiting.clock()
         spent_s = self._waiting.clock() - self._since - self._granted_s
-        if spent_s >= (self._budget_s if budget_s is None else min(budget_s, self._budget_s)):
+        left_s = (self._budget_s if budget_s is None else min(budget_s, self._budget_s)) - spent_s
+        if left_s <= 0:
             return False
-        delay_s = self._waiting.random() * min(_LONGEST_S, _FIRST_S * 2**self._tries)
+        delay_s = min(left_s, self._waiting.random() * min(_LONGEST_S, _FIRST_S * 2**self._tries))
         if told_s is not None:
             if self._granted_s + told_s > TOLD_LIMIT_S:
                 return False
