@@ -2,6 +2,8 @@
 
 import os
 import ssl
+import subprocess
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,12 +13,12 @@ import pytest
 import smallbase
 from authority import Authority, make_authority
 from blobsources import BlobSource
-from building import Site
+from building import APPLIANCE, Site
 from enclosure import EnclosureError
 from engines import Engine, EngineKind, EngineUnavailableError, PrivateEngine, desktop_engine, start_engine
 from ollamafront import Manners, OllamaFront, start_front
 from registries import Options, Registry, RegistryUnavailableError, start_registry
-from trouble import Ground, Place
+from trouble import Ground, NobodysSite, Place
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("suite", deadline=None)
@@ -213,3 +215,19 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
 def place(ground: Ground, registry: Registry, tmp_path: Path) -> Place:
     """A user's machine that has built nothing yet, impatient enough for tests, and a registry."""
     return Place(ground, Site(tmp_path / "site", {"APPLIANCE_PATIENCE": "8"}), registry)
+
+
+@pytest.fixture
+def nobodys_place(ground: Ground, registry: Registry) -> Iterator[Place]:
+    """The machine of a user with no rights; outside pytest's own directory, which is root's alone."""
+    if os.geteuid() != 0:
+        pytest.skip("to be somebody else needs root")
+    with tempfile.TemporaryDirectory(prefix="nobody-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        site = NobodysSite(directory / "site", {"APPLIANCE_PATIENCE": "8"})
+        if subprocess.run([*site.rights, APPLIANCE, "--version"], capture_output=True, check=False).returncode != 0:
+            pytest.skip(f"nobody but root can run {APPLIANCE}: use a Python outside of root's home")
+        for path in (site.directory, site.home):
+            os.chown(path, 65534, 65534)
+        yield Place(ground.copied(directory), site, registry)

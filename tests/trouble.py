@@ -7,10 +7,12 @@ it pointed at before, or at nothing; and the same command, undisturbed, succeeds
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -65,6 +67,14 @@ class Ground:
             self._digests[model] = found
         return self._digests[model]
 
+    def copied(self, directory: Path) -> Ground:
+        """Where somebody else can read it."""
+        twin = copy.copy(self)
+        twin.store, twin.base = directory / "store", directory / "base"
+        for old, new in ((self.store, twin.store), (self.base, twin.base)):
+            shutil.copytree(old, new, copy_function=os.link)
+        return twin
+
     def weights(self, model: str = SMALL) -> str:
         """Digest of the blob."""
         return next(layer.digest for layer in self.models[model].layers if layer.kind == "model")
@@ -89,10 +99,6 @@ class Job:
     def impatient(self) -> Job:
         """For faults that last."""
         return replace(self, site=Site(self.site.directory, {"APPLIANCE_PATIENCE": "1"}))
-
-    def as_nobody(self) -> Job:
-        """Run by a user without any rights but to its own directory."""
-        return replace(self, site=_NobodysSite(self.site.directory, self.site.environment))
 
     def start(self) -> Running:
         return Running(self.site, self.words)
@@ -137,18 +143,16 @@ class Job:
         commands.verify(self.target, None, Options(cache=cache), question=None, gpus=False)
 
 
-class _NobodysSite(Site):
+class NobodysSite(Site):
+    """The machine of a user without any rights but to its own directory."""
+
+    rights = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+
     def run(self, *words: str, environment: Mapping[str, str] | None = None, timeout_s: float = 300) -> Ran:
-        for place in (self.directory, self.home, *self.directory.parents[:2]):
-            place.chmod(0o755)
-        cache = self.directory / "cache"
-        cache.mkdir(exist_ok=True)
-        cache.chmod(0o777)
-        rights = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         done = subprocess.run(
-            [*rights, str(APPLIANCE), *words],
+            [*self.rights, str(APPLIANCE), *words],
             env={**self.environment, **(environment or {})},
-            cwd="/",
+            cwd=self.directory,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

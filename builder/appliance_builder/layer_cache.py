@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -58,16 +59,17 @@ class LayerCache:
     def _records(self) -> list[dict[str, object]]:
         try:
             lines = self._path.read_bytes().splitlines()
-        except FileNotFoundError:
+        except OSError:
             return []
         return [record for line in lines if (record := _parse(line)) is not None]
 
     def _append(self, record: dict[str, object]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            # A line of its own even after a torn one.
-            file.write(b"\n" + json.dumps(record, separators=(",", ":")).encode() + b"\n")
+        with suppress(OSError):  # a full or read-only disk: the build is right without it, the next one slower
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                # A line of its own even after a torn one.
+                file.write(b"\n" + json.dumps(record, separators=(",", ":")).encode() + b"\n")
 
 
 def _key(blobs: Sequence[Blob]) -> list[str]:

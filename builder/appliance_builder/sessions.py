@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, cast
 
@@ -44,15 +45,17 @@ class UploadState:
             "chunk_least": session.chunk_least,
             "chunk_most": session.chunk_most,
         }
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self._file.with_name(f"{self._file.name}.{os.getpid()}.unfinished")
-        unfinished.unlink(missing_ok=True)
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(fields, file)
-        unfinished.replace(self._file)
+        with suppress(OSError):  # a full or read-only disk: then nobody goes on with it
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = self._file.with_name(f"{self._file.name}.{os.getpid()}.unfinished")
+            unfinished.unlink(missing_ok=True)
+            descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(fields, file)
+            unfinished.replace(self._file)
         self._saved = session
 
     def clear(self) -> None:
-        self._file.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._file.unlink(missing_ok=True)
         self._saved = None

@@ -22,13 +22,16 @@ class FileContent:
         self.size = size
 
     def read(self, offset: int = 0) -> Iterator[bytes]:
-        with self.path.open("rb", buffering=0) as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            file.seek(offset)
-            left = self.size - offset
-            while chunk := file.read(CHUNK_BYTES):
-                left -= len(chunk)
-                yield chunk
+        left = self.size - offset
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                file.seek(offset)
+                while chunk := file.read(CHUNK_BYTES):
+                    left -= len(chunk)
+                    yield chunk
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
         if left:
             raise ModelError(f"{self.path} changed while it was read", hint="run the command again when it is at rest")
 
@@ -51,8 +54,8 @@ class Store:
                 hint=f"run `ollama pull {self._model}`, or leave `--from-store` out to download it; "
                 f"there: {', '.join(models(self._directory)) or 'nothing'}",
             ) from None
-        except PermissionError as error:
-            raise _unreadable(path) from error
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
     def small(self, descriptor: Descriptor) -> bytes:
         body = b"".join(self.content(descriptor).read())
@@ -69,8 +72,8 @@ class Store:
             raise ModelError(
                 f"model `{self._model}` is incomplete in {self._directory}: {path.name} missing", hint=self._mend
             ) from None
-        except PermissionError as error:
-            raise _unreadable(path) from error
+        except OSError as error:
+            raise _unreadable(path, error) from error
         if size != descriptor.size:
             raise ModelError(f"{path} has {size} bytes, not {descriptor.size}", hint=self._mend)
         return FileContent(path, size)
@@ -118,7 +121,6 @@ def models(directory: Path) -> list[str]:
     return names
 
 
-def _unreadable(path: Path) -> ModelError:
-    return ModelError(
-        f"cannot read {path}: permission denied", hint=f"run as root or as the owner: `ls -l {path.parent}`"
-    )
+def _unreadable(path: Path, error: OSError) -> ModelError:
+    reason = (error.strerror or str(error)).lower()
+    return ModelError(f"cannot read {path}: {reason}", hint=f"run as root or as the owner: `ls -l {path.parent}`")
