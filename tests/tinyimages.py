@@ -138,7 +138,7 @@ def small_disk(directory: Path, size: int) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        subprocess.run(["umount", directory], check=True)
+        subprocess.run(["umount", "--lazy", directory], check=True)
 
 
 def skopeo(*words: str) -> str:
