@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 from appliance_builder import recipe_files
 from appliance_builder.network import Network, parse_ca
 from appliance_builder.request import Options
-from appliance_builder.strict_toml import Table
 from appliance_image.errors import ApplianceError
 from appliance_image.oci import Platform
 from appliance_image.reference import DOCKER_HUB, OLLAMA_LIBRARY, ImageReference
+from appliance_image.strict_toml import Table
 
 ETC: Final = Path("/etc/ollama-appliance")
 DIRECTORY: Final = "ollama-appliance"

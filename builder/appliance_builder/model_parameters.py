@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from appliance_builder.strict_toml import Table
+from appliance_image.strict_toml import Table
 
 _ANY_INT: Final = 2**31 - 1
 

@@ -10,10 +10,10 @@ from typing import Final
 from appliance_builder.memory import LARGE_VOCABULARY, WIDE_EMBEDDING, Architecture
 from appliance_builder.model_parameters import read_parameters
 from appliance_builder.recipes import DEFAULT_BASE, NO_TAG, Product, RecipeError, ThinkMode, Variant, split_tag
-from appliance_builder.strict_toml import Table, did_you_mean
 from appliance_image import contract
 from appliance_image.digest import Digest
 from appliance_image.reference import ImageReference, ModelName, NameSyntaxError
+from appliance_image.strict_toml import Table, did_you_mean
 
 _GIGABYTE: Final = 10**9
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -85,6 +85,17 @@ class Table:
             return ()
         return texts
 
+    def words_or_numbers(self, key: str, *, default: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        """A list of texts and whole numbers, or one text alone."""
+        if (value := self._get(key)) is None:
+            return default
+        entries: list[object] = cast("list[object]", value) if isinstance(value, list) else [value]
+        kept = tuple(entry for entry in entries if isinstance(entry, str | int) and not isinstance(entry, bool))
+        if not kept or len(kept) != len(entries) or any(entry == "" or entry in range(-99, 0) for entry in kept):
+            self.problem(key, f"should be a text or a list of texts and whole numbers, not {_kind(value)}")
+            return default
+        return kept
+
     def boolean(self, key: str, *, default: bool) -> bool:
         if isinstance(value := self._get(key), bool):
             return value
@@ -108,17 +119,21 @@ class Table:
             return value
         return default
 
-    def number(self, key: str, *, minimum: float, maximum: float) -> float | None:
+    @overload
+    def number(self, key: str, *, minimum: float, maximum: float, default: None = None) -> float | None: ...
+    @overload
+    def number(self, key: str, *, minimum: float, maximum: float, default: float) -> float: ...
+    def number(self, key: str, *, minimum: float, maximum: float, default: float | None = None) -> float | None:
         value = self._get(key)
         if value is None:
-            return None
+            return default
         if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
             self.problem(key, f"should be a number, not {_kind(value)}")
         elif not minimum <= value <= maximum:
             self.problem(key, f"should be from {minimum:g} to {maximum:g}, not {value:g}")
         else:
             return float(value)
-        return None
+        return default
 
     def choice(self, key: str, options: Sequence[str], *, default: str) -> str:
         text = self.text(key, default=default)
