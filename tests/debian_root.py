@@ -1,14 +1,26 @@
-"""A Debian root directory with a newer Docker Engine, made once by debootstrap and kept outside the checkout."""
+"""Debian root directories, made once by debootstrap and kept outside the checkout."""
 
 import fcntl
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-SUITE = "trixie"
-PACKAGES = ("docker.io", "iptables", "iproute2", "ca-certificates")
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    name: str  # of the directory
+    suite: str
+    packages: tuple[str, ...]
+
+    def render(self) -> str:
+        return f"{self.suite} {' '.join(self.packages)}\n"
+
+
+ENGINE = Recipe("trixie", "trixie", ("docker.io", "iptables", "iproute2", "ca-certificates"))
+HOST = Recipe("bookworm-host", "bookworm", ("systemd", "systemd-sysv", "dbus", "procps", "python3", "python3-venv"))
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
@@ -28,40 +40,36 @@ def mirror() -> str:
     return own[0]
 
 
-def debian_root(directory: Path | None = None) -> Path:
+def debian_root(recipe: Recipe = ENGINE) -> Path:
     """The root, made now if it is not there; a second caller waits for the first."""
-    root = (directory or cache_directory()) / SUITE
+    root = cache_directory() / recipe.name
     root.parent.mkdir(parents=True, exist_ok=True)
-    with (root.parent / f"{SUITE}.lock").open("w") as lock:
+    with (root.parent / f"{recipe.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _complete(root):
-            _make(root)
+        if not _complete(root, recipe):
+            _make(root, recipe)
     return root
 
 
-def _complete(root: Path) -> bool:
-    return (root / "usr/sbin/dockerd").exists() and _stamp(root).exists() and _stamp(root).read_text() == _recipe()
-
-
-def _recipe() -> str:
-    return f"{SUITE} {' '.join(PACKAGES)}\n"
+def _complete(root: Path, recipe: Recipe) -> bool:
+    return _stamp(root).exists() and _stamp(root).read_text() == recipe.render()
 
 
 def _stamp(root: Path) -> Path:
     return root / "etc/ollama-appliance-tests"
 
 
-def _make(root: Path) -> None:
+def _make(root: Path, recipe: Recipe) -> None:
     print(f"making {root} by debootstrap, once: about a minute", file=sys.stderr, flush=True)
     unfinished = root.with_name(f"{root.name}.unfinished")
     for old in (unfinished, root):
         if old.exists():
             shutil.rmtree(old)
-    words = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
+    words = ["debootstrap", "--variant=minbase", f"--include={','.join(recipe.packages)}"]
     if KEYRING.exists():
         words.append(f"--keyring={KEYRING}")
     result = subprocess.run(
-        [*words, SUITE, str(unfinished), mirror()],
+        [*words, recipe.suite, str(unfinished), mirror()],
         check=False,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -70,5 +78,5 @@ def _make(root: Path) -> None:
     )
     if result.returncode != 0:
         raise RuntimeError(f"debootstrap failed:\n{result.stdout[-2000:]}")
-    _stamp(unfinished).write_text(_recipe())
+    _stamp(unfinished).write_text(recipe.render())
     unfinished.rename(root)
