@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -24,7 +25,7 @@ from trouble import Ground, NobodysSite, Place
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
-_ENGINE_FIXTURES = {"engine", "classic_engine", "containerd_engine", "make_engine"}
+_ENGINE_FIXTURES = {"engine", "classic_engine", "containerd_engine", "gpu_engine", "cdi_engine", "make_engine"}
 _REGISTRY_FIXTURES = {"registry", "make_registry"}
 
 
@@ -119,17 +120,45 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return found
 
 
+@pytest.fixture(scope="session")
+def gpu_engine() -> Iterator[PrivateEngine]:
+    """A classic engine on which `--gpus device=GPU-…` works with any UUID; `gpu_engine.toolkit.hook_calls()` says what
+    was asked. It lives as long as the session: clean up or use unique names."""
+    yield from _session_private("classic", gpu_hook=True)
+
+
+@pytest.fixture(scope="session")
+def cdi_engine() -> Iterator[PrivateEngine]:
+    """A containerd engine (26.1) with a CDI specification for CDI_GPUS and a runtime `nvidia`."""
+    yield from _session_private("containerd", cdi=CDI_GPUS, nvidia_runtime=True)
+
+
+CDI_GPUS = tuple(f"GPU-{index:08d}-0000-4000-8000-000000000000" for index in range(8))
+
+
+def _session_private(kind: EngineKind, **options: Any) -> Iterator[PrivateEngine]:
+    try:
+        private = start_engine(kind, **options)
+    except (EngineUnavailableError, EnclosureError) as error:
+        pytest.skip(f"no private Docker Engine of kind {kind}: {error}")
+    try:
+        yield private
+    finally:
+        private.close()
+
+
 MakeEngine = Callable[..., PrivateEngine]
 
 
 @pytest.fixture
 def make_engine() -> Iterator[MakeEngine]:
-    """`make_engine(kind, disk_bytes=...)`: an engine for one test, to stop, freeze, fill or kill."""
+    """`make_engine(kind, disk_bytes=..., gpu_hook=True, nvidia_runtime=True, cdi=[uuids])`: an engine for one test, to
+    stop, freeze, fill or kill; the words are those of `start_engine`."""
     with ExitStack() as stack:
 
-        def make(kind: EngineKind, *, disk_bytes: int | None = None) -> PrivateEngine:
+        def make(kind: EngineKind, **options: Any) -> PrivateEngine:
             try:
-                made = start_engine(kind, disk_bytes=disk_bytes)
+                made = start_engine(kind, **options)
             except (EngineUnavailableError, EnclosureError) as error:
                 pytest.skip(f"no private Docker Engine of kind {kind}: {error}")
             stack.callback(made.close)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Literal
 
 from debian_root import debian_root
 from enclosure import LOOPBACK, Enclosure
+from fakegpus import Toolkit
 
 EngineKind = Literal["classic", "containerd"]
 KINDS: tuple[EngineKind, ...] = ("classic", "containerd")
@@ -124,6 +125,10 @@ class PrivateEngine(Engine):
         self.directory = directory
         self.data_root = directory / "data"
         self.storage_driver = "overlayfs" if kind == "containerd" else "overlay2"
+        self.toolkit = Toolkit.beside(directory)
+        self.cdi = False  # whether it looks for CDI devices
+        self.runtimes: dict[str, Path] = {}  # by name, besides runc
+        self.options: dict[str, object] = {}  # of daemon.json, over the tests' own
         self._enclosure = enclosure
         self._daemon: subprocess.Popen[bytes] | None = None
 
@@ -224,11 +229,16 @@ class PrivateEngine(Engine):
         subprocess.run(self._enclosure.command(["sh", "-c", f"kill -{which.value} {pid}"]), check=True)
 
     def _configuration(self) -> dict[str, object]:
-        return {
-            "features": {"containerd-snapshotter": self.kind == "containerd"},
+        configuration: dict[str, object] = {
+            "features": {"containerd-snapshotter": self.kind == "containerd"} | ({"cdi": True} if self.cdi else {}),
             "storage-driver": self.storage_driver,
             "exec-opts": ["native.cgroupdriver=cgroupfs"],
         }
+        if self.cdi:
+            configuration["cdi-spec-dirs"] = [str(self.toolkit.specifications)]
+        if self.runtimes:
+            configuration["runtimes"] = {name: {"path": str(path)} for name, path in self.runtimes.items()}
+        return configuration | self.options
 
     def _daemon_words(self) -> list[str]:
         here = self.directory
@@ -236,6 +246,7 @@ class PrivateEngine(Engine):
         network = ["--iptables=false", "--ip6tables=false", "--ip-masq=false"]
         places = [f"--data-root={here}/data", f"--exec-root={here}/exec", f"--pidfile={here}/dockerd.pid"]
         return [
+            *("env", f"PATH={self.toolkit.programs}:{os.environ['PATH']}"),
             *("dockerd", f"--host={self.docker_host}", f"--config-file={here}/daemon.json"),
             *(*places, *network, f"--cgroup-parent=/{_PREFIX}{here.name}"),
         ]
@@ -261,8 +272,22 @@ def missing_for(kind: EngineKind) -> list[str]:
     return sorted({package.strip() for package, program in needs.items() if shutil.which(program) is None})
 
 
-def start_engine(kind: EngineKind, *, disk_bytes: int | None = None) -> PrivateEngine:
-    """A running engine; with `disk_bytes` its data lies on a file system of that size. Call `close` in the end."""
+def start_engine(
+    kind: EngineKind,
+    *,
+    disk_bytes: int | None = None,
+    gpu_hook: bool = False,
+    nvidia_runtime: bool = False,
+    cdi: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
+) -> PrivateEngine:
+    """A running engine; call `close` in the end.
+
+    `disk_bytes`: its data lies on a file system of that size. `gpu_hook`: it accepts `--gpus device=GPU-…`, see
+    `engine.toolkit` for what was asked and how to make it fail. `nvidia_runtime`: there is a runtime `nvidia`.
+    `cdi`: the UUIDs of GPUs that a CDI specification names (containerd engines only, older ones know no CDI).
+    `options`: more of daemon.json.
+    """
     if os.geteuid() != 0:
         raise EngineUnavailableError("a private Docker Engine needs root")
     if packages := missing_for(kind):
@@ -277,6 +302,13 @@ def start_engine(kind: EngineKind, *, disk_bytes: int | None = None) -> PrivateE
         (directory / name).mkdir()
     enclosure = Enclosure.open(_setup(directory, root, disk_bytes))
     engine = PrivateEngine(kind=kind, directory=directory, enclosure=enclosure)
+    engine.options |= options or {}
+    engine.cdi = bool(cdi)
+    engine.toolkit.write_cdi(cdi)
+    if gpu_hook:
+        engine.toolkit.install_hook()
+    if nvidia_runtime:
+        engine.runtimes["nvidia"] = engine.toolkit.install_runtime()
     try:
         _start_with_some_driver(engine)
     except BaseException:
