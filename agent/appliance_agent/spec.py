@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 
 from appliance_image.contract import PREFIX
@@ -34,6 +34,8 @@ class SlotPlan:
     name: str  # of its container
     gpus: tuple[str, ...]  # UUIDs; empty for a slot on the CPU
     port: int
+    # By which entry of the configuration each GPU was chosen, "" where none: an index keeps its GPU when indexes reshuffle.
+    chosen: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
