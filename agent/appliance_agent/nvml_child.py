@@ -1,0 +1,177 @@
+"""The process that alone speaks to NVML: a line a second to stdout, an XID at once; it ends when stdin does.
+
+A call that hangs in the driver hangs only this process, which the agent then abandons. `--once` prints one line and
+`--probe` a table of every call, both for people.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from appliance_agent.gpu_wire import Line, Starting, render
+from appliance_agent.gpus import GpuSnapshot
+
+if TYPE_CHECKING:
+    from appliance_agent.nvml_events import XidWatch
+    from appliance_agent.nvml_session import Session
+
+_LOOK_S: Final = 1.0
+_RETRY_S: Final = 10.0
+_NO_BINDINGS: Final = "the Python package nvidia-ml-py is not installed: install ollama-appliance[agent]"
+
+
+class Pipe:
+    """Whole lines to stdout, from two threads. Nobody reads any more: the agent is gone, and so are we."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def write(self, line: Line) -> None:
+        rest = memoryview(render(line))
+        with self._lock:
+            try:
+                while rest:
+                    rest = rest[os.write(1, rest) :]
+            except OSError:
+                os._exit(0)
+
+
+class Watch:
+    """Opens NVML, looks, opens it again when it went down."""
+
+    def __init__(self, pipe: Pipe, *, retry_s: float) -> None:
+        self._pipe = pipe
+        self._retry_s = retry_s
+        self._session: Session | None = None
+        self._xids: XidWatch | None = None
+        self._down = GpuSnapshot(at_s=0.0, up=False)
+        self._tried_s = float("-inf")
+
+    def tick(self) -> None:
+        from appliance_agent.nvml_session import NvmlDownError  # noqa: PLC0415 - it needs pynvml
+
+        now_s = time.monotonic()
+        try:
+            if self._session and self._session.stale(now_s):
+                self.close()
+            if self._session is None and now_s - self._tried_s >= self._retry_s:
+                self._tried_s = now_s
+                self._open(now_s)
+            if self._session:
+                self._pipe.write(self._session.look(time.monotonic()))
+                self._listen()
+                return
+        except NvmlDownError as error:
+            self.close()
+            self._down = GpuSnapshot(at_s=now_s, up=False, because=str(error))
+        self._pipe.write(self._down)
+
+    def _open(self, now_s: float) -> None:
+        from appliance_agent.nvml_session import Session  # noqa: PLC0415 - it needs pynvml
+
+        self._pipe.write(Starting(at_s=now_s))
+        session = Session()
+        session.open(now_s)
+        self._session = session
+
+    def _listen(self) -> None:
+        """To the XIDs of exactly the GPUs that there are now."""
+        from appliance_agent.nvml_events import XidWatch  # noqa: PLC0415 - it needs pynvml
+
+        if self._session is None or (self._xids and self._xids.uuids == frozenset(self._session.handles)):
+            return
+        if self._xids:
+            self._xids.close()
+        self._xids = XidWatch(self._session.handles, self._pipe.write)
+        self._xids.start()
+
+    def close(self) -> None:
+        if self._xids:
+            self._xids.close()
+        if self._session:
+            self._session.close()
+        self._xids = self._session = None
+
+
+def _end_with_stdin() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(0)  # also when the other thread hangs in a call
+
+
+def _give_back_memory() -> None:
+    """What importing pynvml left behind: up to 12 MiB where it was compiled just now."""
+    import ctypes  # noqa: PLC0415 - pynvml has loaded it
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
+
+
+def _serve(*, look_s: float, retry_s: float) -> None:
+    threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
+    pipe = Pipe()
+    pipe.write(Starting(at_s=time.monotonic()))
+    missing = _bindings_missing()
+    _give_back_memory()
+    watch = Watch(pipe, retry_s=retry_s)
+    next_s = time.monotonic()
+    while True:
+        if missing:
+            pipe.write(GpuSnapshot(at_s=time.monotonic(), up=False, because=missing))
+        else:
+            watch.tick()
+        next_s = max(next_s + look_s, time.monotonic())
+        time.sleep(max(0.0, next_s - time.monotonic()))
+
+
+def _bindings_missing() -> str | None:
+    try:
+        import pynvml  # noqa: F401, PLC0415  # pyright: ignore[reportMissingTypeStubs, reportUnusedImport]
+    except ImportError:
+        return _NO_BINDINGS
+    return None
+
+
+def _once() -> int:
+    from appliance_agent.nvml_session import NvmlDownError, Session  # noqa: PLC0415 - it needs pynvml
+
+    session, now_s = Session(), time.monotonic()
+    try:
+        session.open(now_s)
+        snapshot = session.look(time.monotonic())
+        session.close()
+    except NvmlDownError as error:
+        snapshot = GpuSnapshot(at_s=now_s, up=False, because=str(error))
+    Pipe().write(snapshot)
+    return 0 if snapshot.up else 1
+
+
+def _probe() -> int:
+    from appliance_agent.nvml_probe import probe  # noqa: PLC0415 - it needs pynvml
+
+    for line in probe():
+        print(line, flush=True)  # noqa: T201 - a table for people
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    words = {name: value for name, _, value in (argument.lstrip("-").partition("=") for argument in arguments)}
+    if ("once" in words or "probe" in words) and (missing := _bindings_missing()):
+        print(f"error: {missing}", file=sys.stderr)  # noqa: T201 - for people
+        return 1
+    if "once" in words:
+        return _once()
+    if "probe" in words:
+        return _probe()
+    _serve(look_s=float(words.get("look-s", _LOOK_S)), retry_s=float(words.get("retry-s", _RETRY_S)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
