@@ -110,6 +110,7 @@ class Config:
     pull: str = "missing"  # missing, always or never
     gpus: str | tuple[str | int, ...] = GpuChoice.ALL  # or UUIDs and NVML indexes
     gpus_per_instance: int = 1
+    partial_offload: bool = False  # start a model that does not fit: part of it is then computed on the CPU
     injection: str = "auto"  # auto, cdi, runtime or device-request
     address: str = "127.0.0.1"
     base_port: int = 8880
@@ -134,6 +135,7 @@ def parse(text: str, *, where: str) -> Config:
         pull=table.choice("pull", ("missing", "always", "never"), default="missing"),
         gpus=_gpus(table),
         gpus_per_instance=table.integer("gpus_per_instance", minimum=1, maximum=16, default=1),
+        partial_offload=table.boolean("partial_offload", default=False),
         injection=table.choice("injection", ("auto", "cdi", "runtime", "device-request"), default="auto"),
         address=table.value("address", _address) or "127.0.0.1",
         base_port=table.integer("base_port", minimum=1, maximum=_PORT_MAX - 64, default=8880),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from appliance_agent.spec import Release
 from appliance_image.labels import Labels
 
 
@@ -25,6 +26,7 @@ class ContainerSeen:
     exit_code: int
     oom_killed: bool
     error: str  # what the engine says of a start that failed
+    release: Release | None = None  # from its label: what a rollback can go back to
 
     @property
     def running(self) -> bool:

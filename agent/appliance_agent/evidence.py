@@ -41,6 +41,7 @@ class Canary:
     tokens: int = 0  # eval_count
     tokens_per_s: float | None = None
     load_s: float = 0.0  # load_duration: over a second means that the canary had to load the model
+    alone: bool = True  # nobody else was served meanwhile, so its speed is the slot's own
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,12 +60,15 @@ class Slot:
     failures: tuple[float, ...] = ()  # when it was restarted because something was wrong, oldest first
     not_before_s: float = 0.0  # back-off
     reason: Reason = Reason.START  # why its container is to be made, or was
+    cause: str = ""  # the same in words: what its last container was removed for
     quarantine: Quarantine | None = None
     quarantines: int = 0  # in a row, without a proven time between
     seen_xid_s: float = 0.0  # the newest XID that was acted on
     pace: Pace | None = None  # of the release it runs
     pace_before: Pace | None = None  # of the good release before
     drain_since_s: float | None = None
+    hold_until_s: float = 0.0  # nothing is done before: the last try ended in an error of the engine
+    engine_epoch: int | None = None  # when its container was last seen to run; None: not yet by this agent
     restarts: Mapping[Reason, int] = field(default_factory=dict[Reason, int])  # containers made, by reason
 
 
@@ -124,9 +127,13 @@ class Host:
     wanted: Release | None = None  # what configuration and image ask for; None while the image is not known
     good: Release | None = None  # the last one that proved itself on some slot
     refused: Refused | None = None
+    removing: tuple[str, ...] = ()  # left-over containers that a worker takes away
+    removed: tuple[str, ...] = ()  # containers that are gone, though a listing may still show them; the last 64
     trial: int | None = None  # the slot that tries out a new release
     down: bool = False  # a person asked for all containers to be taken down
-    engine_epoch: int = 0
+    pulling: bool = False  # a worker has it
+    pull_due: bool = False  # `pull = "always"`: once after each start and reload
+    pull_not_before_s: float = 0.0
     history: tuple[Entry, ...] = ()  # at most the last 200
 
     def slot(self, index: int) -> Slot | None:

@@ -22,6 +22,23 @@ class State(IntEnum):
     STOPPED = 11  # taken down on purpose
 
 
+_ANY_END = frozenset({State.STOPPED, State.QUARANTINED, State.BLOCKED, State.STOPPING, State.FAILED, State.WAITING})
+# From a state to those that can follow. A container that is adopted or that somebody removes explains most of the jumps.
+TRANSITIONS = {
+    State.ABSENT: frozenset(State) - {State.DRAINING},
+    State.WAITING: _ANY_END | {State.STARTING, State.LOADING, State.READY, State.DEGRADED},
+    State.STARTING: _ANY_END | {State.LOADING, State.READY, State.DEGRADED},
+    State.LOADING: _ANY_END | {State.READY, State.DEGRADED, State.DRAINING, State.STARTING},
+    State.READY: _ANY_END | {State.DEGRADED, State.DRAINING, State.LOADING, State.STARTING},
+    State.DEGRADED: _ANY_END | {State.READY, State.DRAINING, State.LOADING, State.STARTING},
+    State.DRAINING: _ANY_END | {State.READY, State.DEGRADED, State.LOADING, State.STARTING},
+    State.STOPPING: _ANY_END | {State.STARTING, State.LOADING, State.READY, State.DEGRADED},
+    State.FAILED: _ANY_END | {State.STARTING, State.LOADING, State.READY, State.DEGRADED},
+    State.QUARANTINED: _ANY_END | {State.STARTING, State.LOADING, State.READY, State.DEGRADED},
+    State.BLOCKED: _ANY_END | {State.STARTING, State.LOADING, State.READY, State.DEGRADED},
+    State.STOPPED: _ANY_END | {State.STARTING, State.LOADING, State.READY, State.DEGRADED},
+}
+
 SERVING = frozenset({State.READY, State.DEGRADED, State.DRAINING})
 
 

@@ -1,0 +1,102 @@
+"""The rules of the host: what slots want to do at the same time, and what of it may be done now. Pure.
+
+Nothing while the engine is silent; few models load at a time; a planned change touches one slot at a time; and where
+many slots fall ill together, the cause is not in the slots: one is treated, and the others wait for how it fares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from appliance_agent import rollout
+from appliance_agent.config import Config
+from appliance_agent.slot_step import Step
+from appliance_agent.slot_view import Seen
+from appliance_agent.slots import Decision, Host, Slot
+from appliance_agent.states import SERVING, Action, Reason, State
+
+_SICK = frozenset({Reason.WEDGED, Reason.STALLED, Reason.FAILING, Reason.ON_CPU, Reason.GONE, Reason.SLOW})
+_PLANNED = frozenset({Reason.DRIFT})
+_ASIDE = frozenset({State.QUARANTINED, State.BLOCKED, State.STOPPED})
+_COMING = frozenset({State.STARTING, State.LOADING})
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    engine_problem: str  # "" while it answers
+    room: int  # models that may begin to load
+    epidemic: bool  # so many slots are sick at once that the host is to blame
+    treated: tuple[int, ...]  # slots that were restarted because they were sick, and do not serve yet
+    unsettled: tuple[int, ...]  # slots that a planned change has to wait for
+    trial: int | None
+    down: bool
+
+    @classmethod
+    def open(cls, config: Config, host: Host, seen: Seen, steps: Mapping[int, Step]) -> Gate:
+        slots = [each.slot for each in steps.values()]
+        sick = [each for each in steps.values() if each.sick]
+        running = sum(slot.state in SERVING or slot.state is State.FAILED for slot in slots)
+        loading = sum(slot.state in _COMING or slot.pending is Action.CREATE for slot in slots)
+        engine = seen.engine
+        return cls(
+            engine_problem="" if engine.up else engine.because or "the Docker Engine does not answer",
+            room=config.rollout.parallel_loads - loading,
+            epidemic=len(sick) >= 2 and 2 * len(sick) >= running,
+            treated=tuple(slot.plan.index for slot in slots if _is_treated(slot)),
+            unsettled=tuple(slot.plan.index for slot in slots if not _is_settled(slot, steps[slot.plan.index])),
+            trial=host.trial if rollout.on_trial(host) else None,
+            down=host.down,
+        )
+
+    def held(self, wish: Step) -> str:
+        """Why the slot has to wait; empty if it need not."""
+        decision = wish.decision
+        if decision is None:
+            return ""
+        if self.engine_problem:
+            return f"waits: {self.engine_problem}"
+        if decision.action is Action.CREATE:
+            return "" if self.room > 0 else "waits for its turn: other models are loading"
+        if wish.sick:
+            return self._held_sick(decision)
+        return self.held_drain(decision.slot) if decision.reason in _PLANNED else ""
+
+    def held_drain(self, index: int | None) -> str:
+        if self.down or index == self.trial:
+            return ""
+        others = [other for other in self.unsettled if other != index]
+        return f"waits until slot {others[0]} is proved" if others else ""
+
+    def after(self, wish: Step) -> Gate:
+        decision = wish.decision
+        if decision is None or decision.slot is None:
+            return self
+        if decision.action is Action.CREATE:
+            return replace(self, room=self.room - 1)
+        if wish.sick:
+            return replace(self, treated=(*self.treated, decision.slot))
+        return self.after_drain(decision.slot) if decision.reason in _PLANNED else self
+
+    def after_drain(self, index: int) -> Gate:
+        return replace(self, unsettled=(*self.unsettled, index))
+
+    def _held_sick(self, decision: Decision) -> str:
+        others = [other for other in self.treated if other != decision.slot]
+        if not self.epidemic or not others:
+            return ""
+        return f"held back, for many slots are ill at once: slot {others[0]} was restarted first and does not serve yet"
+
+
+def _is_treated(slot: Slot) -> bool:
+    return slot.reason in _SICK and slot.state not in SERVING and slot.state not in _ASIDE | {State.FAILED}
+
+
+def _is_settled(slot: Slot, wish: Step) -> bool:
+    """Serving what it should and proved, waiting for its own change, or put aside."""
+    if slot.state in _ASIDE:
+        return True
+    if slot.pending is not None or slot.state is State.DRAINING:
+        return False
+    waits_for_change = wish.drain is not None or (wish.decision is not None and wish.decision.reason in _PLANNED)
+    return slot.state in SERVING and (slot.proven or waits_for_change)
