@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import fakenvml
 import hypothesis
 import pytest
 import smallbase
@@ -165,6 +166,15 @@ def make_engine() -> Iterator[MakeEngine]:
             return made
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A libnvidia-ml.so.1 that answers from a text file."""
+    try:
+        return fakenvml.build(tmp_path_factory.mktemp("nvml"))
+    except fakenvml.GccMissingError as error:
+        pytest.skip(str(error))
 
 
 MakeRegistry = Callable[..., Registry]

@@ -1,0 +1,206 @@
+"""GPUs that exist in a text file alone, under the real nvidia-ml-py: a C library answers from it, and so does `/dev/kmsg`.
+
+world = World([FakeGpu("GPU-a"), FakeGpu("GPU-b", memory_gib=80)])
+world.write(path)  # programs started with environment(library, path) now see two GPUs
+world.gpus[0].lost = True
+world.xid(world.gpus[0], 79)
+world.write(path)  # and now one has fallen off the bus
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from appliance_agent.gpus import RecoveryAction
+
+GIB = 1024**3
+DRIVER_NOT_LOADED = 9
+VERSION_MISMATCH = 18
+NO_PERMISSION = 4
+NOT_SUPPORTED = 3
+UNKNOWN = 999
+_SOURCE = Path(__file__).parent / "fakenvml" / "nvml.c"
+# What has no value: the calls and fields that then say NOT_SUPPORTED.
+_CALLS = {
+    "utilization_ratio": ("nvmlDeviceGetUtilizationRates",),
+    "temperature_c": ("nvmlDeviceGetTemperature",),
+    "power_w": ("nvmlDeviceGetPowerUsage", "field:185"),
+    "power_limit_w": ("nvmlDeviceGetEnforcedPowerLimit", "field:190"),
+    "energy_j": ("nvmlDeviceGetTotalEnergyConsumption", "field:83"),
+    "clock_event_reasons": ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"),
+    "uncorrected_ecc_errors": ("nvmlDeviceGetTotalEccErrors", "field:4"),
+    "recovery_action": ("field:230",),
+    "persistence": ("nvmlDeviceGetPersistenceMode",),
+    "mig_enabled": ("nvmlDeviceGetMigMode",),
+    "processes": ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2"),
+}
+
+
+class GccMissingError(Exception):
+    pass
+
+
+@dataclass
+class FakeMig:
+    uuid: str
+    gpu_instance: int
+    compute_instance: int = 0
+    memory_gib: float = 10
+    used_gib: float = 0
+    name: str = "NVIDIA H100 MIG 1g.10gb"
+    processes: list[tuple[int, int | None]] = field(default_factory=list[tuple[int, int | None]])
+
+    def lines(self) -> Iterator[str]:
+        yield f"mig_device {self.uuid} {self.gpu_instance} {self.compute_instance}"
+        yield f"name {self.name}"
+        yield from _memory(self.memory_gib, self.used_gib, 0)
+        yield from _processes(self.processes)
+        for name, calls in _CALLS.items():
+            if name != "processes":
+                yield from (f"error {call} {NOT_SUPPORTED}" for call in calls)
+        yield f"error nvmlDeviceGetClockInfo {NOT_SUPPORTED}"
+
+
+@dataclass
+class FakeGpu:
+    """None for what the card does not support. Its index is its place in the world's list."""
+
+    uuid: str
+    name: str = "NVIDIA H100 80GB HBM3"
+    minor: int | None = None  # None: its place
+    pci_bus_id: str = ""  # "": one made of its UUID
+    memory_gib: float = 80
+    used_gib: float = 0
+    reserved_gib: float = 0.5
+    utilization_ratio: float | None = 0.0
+    temperature_c: int | None = 40
+    power_w: float | None = 70
+    power_limit_w: float | None = 700
+    energy_j: float | None = 1000
+    sm_clock_mhz: int = 1980
+    memory_clock_mhz: int = 2619
+    clock_event_reasons: int | None = 1
+    uncorrected_ecc_errors: int | None = 0
+    recovery_action: RecoveryAction | int | None = RecoveryAction.NONE
+    persistence: bool | None = True
+    mig_enabled: bool | None = False
+    migs: list[FakeMig] = field(default_factory=list[FakeMig])
+    processes: list[tuple[int, int | None]] | None = field(default_factory=list[tuple[int, int | None]])
+    lost: bool = False
+    reset_required: bool = False
+    reports_xids: bool = True
+    errors: dict[str, int] = field(default_factory=dict[str, int])  # function, "field:ID" or "*" -> return code
+    hangs: set[str] = field(default_factory=set[str])  # functions, or "*"
+
+    def __post_init__(self) -> None:
+        self.pci_bus_id = self.pci_bus_id or f"00000000:{sum(self.uuid.encode()) % 255:02X}:00.0"
+
+    def lines(self, index: int) -> Iterator[str]:
+        yield f"gpu {self.uuid}"
+        yield f"name {self.name}"
+        yield f"minor {index if self.minor is None else self.minor}"
+        yield f"pci {self.pci_bus_id}"
+        yield from _memory(self.memory_gib, self.used_gib, self.reserved_gib)
+        yield f"utilization {(self.utilization_ratio or 0) * 100:.0f}"
+        yield f"temperature {self.temperature_c or 0}"
+        yield f"power {(self.power_w or 0) * 1000:.0f}"
+        yield f"power_limit {(self.power_limit_w or 0) * 1000:.0f}"
+        yield f"energy {(self.energy_j or 0) * 1000:.0f}"
+        yield f"sm_clock {self.sm_clock_mhz}"
+        yield f"memory_clock {self.memory_clock_mhz}"
+        yield f"reasons {self.clock_event_reasons or 0}"
+        yield f"ecc {self.uncorrected_ecc_errors or 0}"
+        yield f"recovery {_recovery(self.recovery_action)}"
+        yield f"persistence {int(self.persistence or 0)}"
+        yield f"mig {int(self.mig_enabled or 0)}"
+        yield f"lost {int(self.lost)}"
+        yield f"reset_required {int(self.reset_required)}"
+        yield f"events {8 if self.reports_xids else 0}"
+        yield from _processes(self.processes or [])
+        yield from (f"error {function} {code}" for function, code in self.errors.items())
+        yield from (f"hang {function}" for function in self.hangs)
+        for name, calls in _CALLS.items():
+            if getattr(self, name) is None:
+                yield from (f"error {call} {NOT_SUPPORTED}" for call in calls)
+        for mig in self.migs:
+            yield from mig.lines()
+
+
+@dataclass
+class World:
+    """What the driver of the host says. Change it, then `write` it."""
+
+    gpus: list[FakeGpu] = field(default_factory=list[FakeGpu])
+    driver: str = "570.124.06"
+    cuda: int = 12080
+    init_error: int = 0  # for example DRIVER_NOT_LOADED or VERSION_MISMATCH
+    init_delay_ms: int = 0
+    hangs: bool = False  # every call of every GPU, and init
+    errors: dict[str, int] = field(default_factory=dict[str, int])  # of calls about the host
+    xids: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+
+    def xid(self, gpu: FakeGpu, code: int) -> None:
+        self.xids.append((gpu.uuid, code))
+
+    def write(self, path: Path) -> None:
+        """At once or not at all, whoever reads meanwhile."""
+        new = path.with_name(path.name + ".new")
+        new.write_text("\n".join(self.lines()) + "\n")
+        new.replace(path)
+
+    def lines(self) -> Iterator[str]:
+        yield f"driver {self.driver}"
+        yield f"version 12.{self.driver}"
+        yield f"cuda {self.cuda}"
+        if self.init_error:
+            yield f"error nvmlInitWithFlags {self.init_error}"
+            yield f"error * {self.init_error}"
+        if self.init_delay_ms:
+            yield f"delay nvmlInitWithFlags {self.init_delay_ms}"
+        if self.hangs:
+            yield "hang *"
+        yield from (f"error {function} {code}" for function, code in self.errors.items())
+        for number, (uuid, code) in enumerate(self.xids, 1):
+            yield f"xid {number} {uuid} {code}"
+        for index, gpu in enumerate(self.gpus):
+            yield from gpu.lines(index)
+
+
+def build(directory: Path) -> Path:
+    """Compiles libnvidia-ml.so.1 into the directory. Raises GccMissingError."""
+    if not shutil.which("gcc"):
+        raise GccMissingError("gcc is not installed: try `sudo apt-get install gcc libc6-dev`")
+    library = directory / "libnvidia-ml.so.1"
+    options = ["-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread"]
+    subprocess.run(["gcc", *options, "-o", library, _SOURCE], check=True, timeout=120)
+    return library
+
+
+def environment(library: Path, world: Path) -> Mapping[str, str]:
+    """To be added to that of a program that shall see the GPUs of the world."""
+    return {"LD_LIBRARY_PATH": str(library.parent), "FAKE_NVML_FILE": str(world)}
+
+
+def kernel_line(gpu: FakeGpu, code: int, text: str = "pid=1234, name=ollama") -> str:
+    """What the driver writes into the kernel's log for an XID, as a record of /dev/kmsg."""
+    _, bus, device = gpu.pci_bus_id.lower().partition(".")[0].split(":")
+    return f"4,1234,5678901234,-;NVRM: Xid (PCI:0000:{bus}:{device}): {code}, {text}\n"
+
+
+def _memory(total_gib: float, used_gib: float, reserved_gib: float) -> Iterator[str]:
+    yield f"memory {total_gib * GIB:.0f}"
+    yield f"used {used_gib * GIB:.0f}"
+    yield f"reserved {reserved_gib * GIB:.0f}"
+
+
+def _processes(processes: list[tuple[int, int | None]]) -> Iterator[str]:
+    for pid, memory_bytes in processes:
+        yield f"process {pid} {2**64 - 1 if memory_bytes is None else memory_bytes}"
+
+
+def _recovery(action: RecoveryAction | int | None) -> int:
+    return action.value if isinstance(action, RecoveryAction) else action or 0
