@@ -20,7 +20,7 @@ NAME = PROJECT["project"]["name"].replace("-", "_")
 RELEASE = f"{NAME}-{PROJECT['project']['version']}"
 WHEEL = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
 SDIST = PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]
-SHIPPED = (".py", ".typed", ".toml", ".example", ".md")
+SHIPPED = (".py", ".typed", ".toml", ".example", ".md", ".service", ".conf")
 
 
 def uv(*words: str | Path) -> str:

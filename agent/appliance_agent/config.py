@@ -163,7 +163,7 @@ def _check_together(table: Table, config: Config) -> None:
         "0.0.0.0",
         config.metrics.address,
     ):
-        table.problem("metrics.port", f"lies among the slots' ports, which begin at {config.base_port}")
+        table.problem("metrics", f"`port` lies among the slots' ports, which begin at {config.base_port}")
 
 
 def _gpus(table: Table) -> str | tuple[str | int, ...]:
