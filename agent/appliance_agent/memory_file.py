@@ -78,7 +78,7 @@ def _slot_node(slot: Slot, now: Now) -> dict[str, object]:
 
     quarantine, pace, before = slot.quarantine, slot.pace, slot.pace_before
     return {
-        "plan": [slot.plan.index, slot.plan.name, list(slot.plan.gpus), slot.plan.port],
+        "plan": [slot.plan.index, slot.plan.name, list(slot.plan.gpus), slot.plan.port, list(slot.plan.chosen)],
         "state": slot.state.value,
         "since": wall(slot.since_s),
         "because": slot.because,
@@ -108,10 +108,10 @@ def _slot(node: Mapping[str, Any], now: Now) -> Slot:
     def mono(wall_s: float) -> float:
         return float(wall_s) - now.wall_s + now.mono_s
 
-    index, name, gpus, port = node["plan"]
+    index, name, gpus, port, chosen = node["plan"]
     quarantine = node["quarantine"]
     return Slot(
-        SlotPlan(int(index), str(name), tuple(str(gpu) for gpu in gpus), int(port)),
+        SlotPlan(int(index), str(name), tuple(gpus), int(port), tuple(chosen)),
         state=State(node["state"]),
         since_s=mono(node["since"]),
         because=str(node["because"]),

@@ -26,6 +26,10 @@ class EngineSource(Protocol):
 
     def seen(self) -> EngineSeen: ...
 
+    def want_image(self, reference: str) -> None:
+        """Look at once what this name means, and again after each pull and while it is not there."""
+        ...
+
     def expect(self, plans: tuple[SlotPlan, ...]) -> None:
         """The names and ports that the slots need: whoever else has one is an obstacle."""
         ...

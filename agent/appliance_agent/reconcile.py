@@ -165,7 +165,7 @@ def _pull(config: Config, host: Host, seen: Seen, now: Now) -> tuple[Host, tuple
 
 
 def _orphans(host: Host, strays: Iterable[ContainerSeen], seen: Seen) -> tuple[Host, tuple[Decision, ...]]:
-    if not seen.engine.up:
+    if not (seen.engine.up and seen.plans_known):
         return host, ()
     left = [each for each in strays if each.id not in host.removing and each.status != "removing"]
     decisions = [
@@ -188,17 +188,24 @@ def _why_left(host: Host, stray: ContainerSeen) -> str:
 
 
 def _with_history(host: Host, before: dict[int, Slot], decided: Iterable[Decision], now: Now) -> Host:
+    last = {entry.slot: (entry.action, entry.because) for entry in host.history}
     entries = [
         Entry(now.wall_s, each.slot, _gpus(host, each.slot), each.action.value, each.because, each.evidence)
         for each in decided
+        if not _is_another_try(each, before)
     ]
-    last = {entry.slot: (entry.action, entry.because) for entry in host.history}
-    entries = [entry for entry in entries if last.get(entry.slot) != (entry.action, entry.because)]
     for slot in host.slots:
-        old = before.get(slot.plan.index)
-        if slot.state in _TOLD and (old is None or old.state is not slot.state):
-            entries.append(Entry(now.wall_s, slot.plan.index, slot.plan.gpus, slot.state.name.lower(), slot.because))
+        old, name = before.get(slot.plan.index), slot.state.name.lower()
+        news = slot.state in _TOLD and (old is None or old.state is not slot.state)
+        if news and last.get(slot.plan.index) != (name, slot.because):
+            entries.append(Entry(now.wall_s, slot.plan.index, slot.plan.gpus, name, slot.because))
     return replace(host, history=(*host.history, *entries)[-_HISTORY:]) if entries else host
+
+
+def _is_another_try(decision: Decision, before: dict[int, Slot]) -> bool:
+    """Of a start that something blocks: told once, not every time."""
+    old = None if decision.slot is None else before.get(decision.slot)
+    return decision.action is Action.CREATE and old is not None and old.state is State.BLOCKED
 
 
 def _gpus(host: Host, index: int | None) -> tuple[str, ...]:

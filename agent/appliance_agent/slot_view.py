@@ -21,6 +21,7 @@ class Seen:
     gpus: GpuSnapshot
     evidence: Mapping[int, Evidence] = field(default_factory=dict[int, Evidence])
     plans: tuple[SlotPlan, ...] = ()
+    plans_known: bool = True  # False while no GPU could be listed: then nothing is left over
     wanted: Release | None = None  # None while the image is not known
     waiting_for: str = ""  # why `wanted` is None, in words
     misfits: Mapping[int, str] = field(default_factory=dict[int, str])  # slots whose GPUs are too small, in words

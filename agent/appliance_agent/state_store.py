@@ -81,4 +81,3 @@ class StateStore:
             return f"the state cannot be saved in {self._file.parent}: {error.strerror}"
         self._kept = key
         return ""
-

@@ -19,19 +19,26 @@ class Wish:
 def wish(config: Config, image: ImageSeen | None, injection: Injection | None) -> Wish:
     if image is None or image.reference != config.image:
         return Wish(None, f"the engine was not asked for {config.image} yet")
+    if problem := _problem(config, image):
+        return Wish(None, problem)
+    if injection is None:
+        return Wish(None, "it is not known yet how containers get GPUs")
+    model = config.model or (image.labels.model if image.labels else "")
+    return Wish(_release(config, image, model, injection))
+
+
+def _problem(config: Config, image: ImageSeen) -> str:
+    name = config.image
     if not image.id:
         advice = "; `pull` is `never`: load it with `docker load`" if config.pull == "never" else ""
-        return Wish(None, f"{config.image} is not on this host{advice}")
+        return f"{name} is not on this host{advice}"
     if image.problem:
-        return Wish(None, f"{config.image}: {image.problem}")
-    if injection is None:
-        return Wish(None, "the engine has not said yet how containers get GPUs")
+        return f"{name}: {image.problem}"
     if image.labels is not None and config.store:
-        return Wish(None, f"{config.image} has its weights inside; leave `store` out, or name a plain Ollama image")
-    model = config.model or (image.labels.model if image.labels else "")
-    if not model:
-        return Wish(None, f"{config.image} does not say which model is in it: set `model`, and `store` if it has none")
-    return Wish(_release(config, image, model, injection))
+        return f"{name} has its weights inside; leave `store` out, or name a plain Ollama image"
+    if image.labels is None and not config.model:
+        return f"{name} does not say which model is in it: set `model`, and `store` if it has none"
+    return ""
 
 
 def _release(config: Config, image: ImageSeen, model: str, injection: Injection) -> Release:

@@ -1,0 +1,117 @@
+"""The newest news of all neighbours put together for `reconcile`. Pure: it knows what each piece means for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from appliance_agent import injection, slot_plan
+from appliance_agent.config import Config, GpuChoice
+from appliance_agent.containers import ContainerSeen, EngineSeen
+from appliance_agent.evidence import Evidence
+from appliance_agent.gpus import Gpu, GpuSnapshot
+from appliance_agent.ports import Target
+from appliance_agent.slot_view import Seen
+from appliance_agent.slots import Done, Host
+from appliance_agent.spec import Injection, SlotPlan
+from appliance_agent.wanted import wish
+
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_GIGABYTE = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    engine: EngineSeen
+    gpus: GpuSnapshot
+    evidence: Mapping[int, Evidence]
+    done: tuple[Done, ...]
+    trusted_since_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    seen: Seen
+    problems: tuple[str, ...]  # what stands in the way of the whole host
+
+
+def observe(config: Config, host: Host, news: News) -> Observed:
+    known = _known(host, config, news.engine.containers)
+    mig = [uuid for uuid, reading in news.gpus.readings.items() if reading.mig_enabled]
+    listed = news.gpus.up or config.gpus == GpuChoice.NONE
+    if listed or news.gpus.gpus:
+        plans, problems = slot_plan.plan_slots(config, news.gpus.gpus, known, mig_enabled=mig)
+    else:
+        plans, problems = known, (news.gpus.because,)
+    result = wish(config, news.engine.image, _injection(config, news))
+    waiting = _pulling(news.engine) or result.problem
+    seen = Seen(
+        engine=news.engine,
+        gpus=news.gpus,
+        evidence=news.evidence,
+        plans=plans,
+        plans_known=listed,
+        wanted=result.release,
+        waiting_for=waiting,
+        misfits=_misfits(config, news, plans),
+        done=news.done,
+        trusted_since_s=news.trusted_since_s,
+    )
+    engine = () if news.engine.up else (news.engine.because,)
+    driver = (news.gpus.because,) if not news.gpus.up and config.gpus != GpuChoice.NONE else ()
+    release = (waiting,) if news.engine.up and result.release is None else ()
+    refused = (f"the release is refused: {host.refused.because}",) if host.refused else ()
+    return Observed(seen, tuple(dict.fromkeys((*engine, *driver, *problems, *release, *refused))))
+
+
+def targets(host: Host, containers: Sequence[ContainerSeen]) -> tuple[Target, ...]:
+    """What is to be watched: the containers of slots that run."""
+    found: list[Target] = []
+    for container in containers:
+        slot = host.slot(container.slot)
+        release = container.release
+        if slot is None or release is None or not container.running or container.name != slot.plan.name:
+            continue
+        if container.id in host.removed:
+            continue
+        address = _ANY.get(release.address, release.address)
+        found.append(
+            Target(container.slot, container.id, container.pid, address, slot.plan.port, release.model, slot.plan.gpus)
+        )
+    return tuple(found)
+
+
+def _known(host: Host, config: Config, containers: Sequence[ContainerSeen]) -> tuple[SlotPlan, ...]:
+    """Who has which number already: from memory, and where that was lost, from the containers' labels."""
+    if host.slots:
+        return tuple(slot.plan for slot in host.slots)
+    found = {each.slot: SlotPlan(each.slot, each.name, each.gpus, config.base_port + each.slot) for each in containers}
+    return tuple(found[index] for index in sorted(found))
+
+
+def _injection(config: Config, news: News) -> Injection | None:
+    if config.gpus == GpuChoice.NONE:
+        return Injection.NONE
+    facts = news.engine.facts
+    if facts is None or not news.gpus.gpus:
+        return None
+    return injection.choose(facts, config.injection, news.gpus.gpus).injection
+
+
+def _pulling(engine: EngineSeen) -> str:
+    pull = engine.pull
+    if pull is None:
+        return ""
+    if pull.running:
+        total = f" of {pull.total_bytes / _GIGABYTE:.1f}" if pull.total_bytes else ""
+        return f"the image is being pulled: {pull.done_bytes / _GIGABYTE:.1f}{total} GB"
+    return f"the image could not be pulled: {pull.error}: {pull.hint}" if pull.error else ""
+
+
+def _misfits(config: Config, news: News, plans: Sequence[SlotPlan]) -> dict[int, str]:
+    image = news.engine.image
+    if config.partial_offload or image is None or image.labels is None:
+        return {}
+    gpus: Sequence[Gpu] = news.gpus.gpus
+    found = {plan.index: slot_plan.fits(config, gpus, plan, image.labels) for plan in plans}
+    return {index: text for index, text in found.items() if text}
