@@ -48,16 +48,15 @@ need_packages() {
     [ "$status" -eq 0 ] || say "warning: apt-get could not install ${missing[*]}"
 }
 
-# The virtual environment .venv with exactly what uv.lock says.
-make_environment() {
-    local python
+# Sets python and uv: a Python from 3.11 on, and the one version of uv.
+find_uv() {
     need_packages python3 python3
     if ! python=$(find_python); then
         say "error: Python 3.11 or newer is needed, found: $(python3 --version 2>&1 || echo none)"
         say "hint: sudo apt-get install python3.11 python3.11-venv"
         return 1
     fi
-    local uv="$root/.cache/uv-$uv_version/bin/uv"
+    uv="$root/.cache/uv-$uv_version/bin/uv"
     if command -v uv >/dev/null 2>&1 && uv --version | grep -q "^uv $uv_version "; then
         uv=$(command -v uv)
     elif [ ! -x "$uv" ]; then
@@ -68,11 +67,17 @@ make_environment() {
         "$python" -m venv "$root/.cache/uv-$uv_version"
         "$root/.cache/uv-$uv_version/bin/pip" install -q --disable-pip-version-check "uv==$uv_version"
     fi
-    local stamp
+    export UV_PYTHON_DOWNLOADS=never
+}
+
+# The virtual environment .venv with exactly what uv.lock says.
+make_environment() {
+    local python uv stamp
+    find_uv || return 1
     stamp="$(cat "$root/uv.lock" "$root/pyproject.toml" | sha256sum | cut -d' ' -f1) $root"
     if [ "$(cat "$root/.venv/stamp" 2>/dev/null)" != "$stamp" ]; then
         say "installing the locked dependencies into .venv"
-        (cd "$root" && UV_PYTHON_DOWNLOADS=never "$uv" sync -q --frozen --all-extras --python "$python")
+        (cd "$root" && "$uv" sync -q --frozen --all-extras --python "$python")
         printf '%s' "$stamp" >"$root/.venv/stamp"
     fi
     PATH="$root/.venv/bin:$(dirname "$uv"):$PATH"

@@ -1,0 +1,154 @@
+"""A Debian 12 host with systemd as process 1, in a container of a test engine whose socket it finds at /run/docker.sock.
+
+It shares the engine's network, as a real host would, so the slots' ports are on its loopback. Process ids are its own:
+it cannot see the processes of the engine's other containers.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from debian_root import HOST, debian_root
+from engines import Engine, EngineError, docker_program, wait_until
+
+IMAGE = "systemd-host"
+SHARED = "/shared"
+_LEFT_OUT = ("./usr/*", "./dev/*", "./proc/*", "./sys/*", "./run/*", "./var/cache/apt/*", "./var/lib/apt/lists/*")
+_LEFT_OUT_TOO = ("./var/lib/dpkg/info/*", "./var/log/*")
+
+
+class HostError(Exception):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    stdout: str
+    stderr: str
+
+
+class SystemdHost:
+    def __init__(self, engine: Engine, container: str, shared: Path) -> None:
+        self.engine = engine
+        self.shared = shared  # is SHARED inside
+        self._container = container
+
+    def run(self, *words: str, timeout_s: float = 120, environment: Mapping[str, str] | None = None) -> Answer:
+        """As root, whatever comes of it."""
+        set_ = [f"--env={name}={value}" for name, value in (environment or {}).items()]
+        result = self.engine.run_cli("exec", *set_, self._container, *words, check=False, timeout_s=timeout_s)
+        return Answer(result.returncode, result.stdout, result.stderr)
+
+    def must(self, *words: str, timeout_s: float = 120) -> str:
+        answer = self.run(*words, timeout_s=timeout_s)
+        if answer.status != 0:
+            raise HostError(f"{shlex.join(words)}: status {answer.status}\n{answer.stdout}{answer.stderr}")
+        return answer.stdout
+
+    def systemctl(self, *words: str, timeout_s: float = 120) -> str:
+        return self.must("systemctl", *words, timeout_s=timeout_s)
+
+    def write(self, path: str, text: str) -> None:
+        (self.shared / "written").write_text(text)
+        self.must("install", "-D", "-m", "644", f"{SHARED}/written", path)
+
+    def show(self, unit: str, *properties: str) -> dict[str, str]:
+        words = self.systemctl("show", unit, f"--property={','.join(properties)}").splitlines()
+        return dict((name, value) for name, _, value in (line.partition("=") for line in words))
+
+    def main_pid(self, unit: str) -> int:
+        return int(self.show(unit, "MainPID")["MainPID"])
+
+    def is_active(self, unit: str) -> bool:
+        return self.run("systemctl", "is-active", "--quiet", unit).status == 0
+
+    def wait_active(self, unit: str, *, timeout_s: float = 30) -> None:
+        try:
+            wait_until(lambda: self.is_active(unit), timeout_s=timeout_s, what=f"{unit} to be active")
+        except TimeoutError as error:
+            raise HostError(f"{error}\n{self.log(unit)}") from error
+
+    def wait_status(self, unit: str, part: str, *, timeout_s: float = 30) -> str:
+        """Until systemd's status line of the unit contains `part`."""
+        text = ""
+
+        def has_part() -> bool:
+            nonlocal text
+            text = self.show(unit, "StatusText")["StatusText"]
+            return part in text
+
+        try:
+            wait_until(has_part, timeout_s=timeout_s, what=f"the status of {unit} to say {part!r}")
+        except TimeoutError as error:
+            raise HostError(f"{error}, it says {text!r}\n{self.log(unit)}") from error
+        return text
+
+    def journal(self, unit: str) -> list[dict[str, str]]:
+        """Every field of what the unit logged, oldest first."""
+        lines = self.must("journalctl", "--unit", unit, "--output=json", "--no-pager", "--quiet").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def log(self, unit: str) -> str:
+        return self.must("journalctl", "--unit", unit, "--output=short", "--no-pager", "--quiet")
+
+    def close(self) -> None:
+        self.engine.run_cli("rm", "--force", "--volumes", self._container, check=False)
+
+
+def start_systemd_host(engine: Engine, shared: Path) -> SystemdHost:
+    """Booted and idle. Call `close` in the end."""
+    root = debian_root(HOST)
+    if not engine.run_cli("image", "ls", "-q", IMAGE).stdout:
+        _import(engine, root)
+    name = f"systemd-{uuid.uuid4().hex[:8]}"
+    host = SystemdHost(engine, name, shared)
+    engine.socket.parent.chmod(0o711)  # the agent is not root, and has to get to the socket inside
+    engine.run_cli("run", "--detach", "--name", name, *_options(engine, root, shared), IMAGE, "/lib/systemd/systemd")
+    try:
+        wait_until(lambda: _booted(host), timeout_s=60, what="systemd to boot")
+        group = os.stat(engine.socket).st_gid
+        host.must("ln", "-s", "/run/engine/docker.sock", "/run/docker.sock")
+        host.must("groupadd", "--non-unique", f"--gid={group}", "docker")
+    except BaseException:
+        host.close()
+        raise
+    return host
+
+
+def _booted(host: SystemdHost) -> bool:
+    state = host.run("systemctl", "is-system-running").stdout.strip()
+    return state in ("running", "degraded")
+
+
+def _options(engine: Engine, root: Path, shared: Path) -> Sequence[str]:
+    tmpfs = ("/run", "/run/lock", "/tmp", "/usr/local/bin:exec", "/opt:exec,size=256m", "/var/log/journal")
+    volumes = {
+        "/sys/fs/cgroup": "/sys/fs/cgroup",
+        f"{root}/usr": "/usr:ro",
+        str(engine.socket.parent): "/run/engine",
+        str(shared): SHARED,
+    }
+    return (
+        *("--network", "host", "--cgroupns", "host", "--cap-add", "SYS_ADMIN", "--env", "container=docker"),
+        *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
+        *(word for place in tmpfs for word in ("--tmpfs", place)),
+        *(word for source, place in volumes.items() for word in ("--volume", f"{source}:{place}")),
+    )
+
+
+def _import(engine: Engine, root: Path) -> None:
+    """All but /usr, which is mounted: so a session does not copy 200 MB."""
+    words = ["tar", "--directory", str(root), *(f"--exclude={pattern}" for pattern in (*_LEFT_OUT, *_LEFT_OUT_TOO))]
+    with subprocess.Popen([*words, "--create", "."], stdout=subprocess.PIPE) as tar:
+        imported = subprocess.run(
+            [docker_program(), "import", "-", IMAGE],
+            env=engine.environment, stdin=tar.stdout, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    if tar.returncode != 0 or imported.returncode != 0:
+        raise EngineError(f"the host's image cannot be made: {imported.stderr}")
