@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -239,3 +240,13 @@ def _is_docstring(node: ast.stmt) -> bool:
 
 def _is_main(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "TYPE_CHECKING")
+
+
+def test_a_build_into_an_engine_loads_no_client_of_registries() -> None:
+    """A quarter of a second before the first byte moves; `plan` and `push` load it when they first ask a server."""
+    program = "import sys, appliance_builder.cli, appliance_builder.engine_sink; print(*sys.modules)"
+
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+
+    assert "docker" in loaded
+    assert not {"httpx", "httpcore", "rich"} & set(loaded)

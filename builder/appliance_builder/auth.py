@@ -7,15 +7,17 @@ import json
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlencode, urlsplit
 
 from appliance_builder.challenge import Basic, Bearer, Challenge, merged_scopes, parse_challenge
 from appliance_builder.credentials import CredentialError, CredentialLookup, Credentials
-from appliance_builder.http import Http
 from appliance_builder.network import is_loopback
 from appliance_builder.registry_errors import ERROR_BYTES, login_hint, registry_error
 from appliance_builder.waiting import Waiting, retry_after_s
+
+if TYPE_CHECKING:
+    from appliance_builder.http import Http
 
 _CLIENT: Final = "ollama-appliance"
 _DEFAULT_LIFE_S: Final = 60.0  # the token specification's, where a registry says nothing

@@ -6,12 +6,14 @@ import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from appliance_builder.http import Answer
 from appliance_builder.network_errors import NetworkError
 from appliance_builder.registry_errors import RegistryError
 from appliance_builder.transport import Transport
+
+if TYPE_CHECKING:
+    from appliance_builder.http import Answer
 
 _SKIP_BYTES: Final = 64 * 1024 * 1024  # what is read and thrown away where a server cannot start in the middle
 _ODD_ANSWERS: Final = 3  # in a row: asked again from the start of the redirect, they may be right

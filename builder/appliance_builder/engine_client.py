@@ -26,6 +26,7 @@ from appliance_image.errors import ApplianceError
 
 _ANSWER_S: Final = 60
 _OLDEST_API: Final = (1, 41)
+_PIECE_BYTES: Final = 64 * 1024
 _OTHERWISE: Final = "or do without an engine: `--push`, or `--output oci-archive:FILE`"
 _LOG: Final = "the engine's log tells more: `journalctl -u docker -n 50`"
 _START: Final = f"`sudo systemctl start docker`, {_OTHERWISE}"
@@ -112,7 +113,9 @@ class EngineClient:
         with self._talking(doing), contextlib.closing(self._patient()) as client:
             headers = {"Content-Type": "application/x-tar"}
             url = self._url(path)
-            response = client.post(url, params=parameters, data=body, headers=headers, stream=True, timeout=None)
+            response = client.post(
+                url, params=parameters, data=_pieces(body), headers=headers, stream=True, timeout=None
+            )
             with _checked(response, doing):
                 yield from cast("Iterator[bytes]", response.iter_lines())
 
@@ -129,6 +132,14 @@ class EngineClient:
             yield
         except (DockerException, requests.RequestException, ConnectionError, TimeoutError) as error:
             raise EngineError(f"{doing}: the Docker Engine went away: {_reason(error)}", hint=_START) from error
+
+
+def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """urllib3 copies whatever it sends in chunks: small copies lie where the last one lay, large ones on new pages."""
+    for chunk in chunks:
+        view = memoryview(chunk)
+        for start in range(0, len(view), _PIECE_BYTES):
+            yield cast("bytes", view[start : start + _PIECE_BYTES])  # which it takes, and the stubs do not know
 
 
 def _client(endpoint: Endpoint, version: str, *, timeout_s: float | None) -> docker.APIClient:

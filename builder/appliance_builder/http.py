@@ -20,6 +20,7 @@ import httpx
 from appliance_builder.certificates import trust
 from appliance_builder.network import Network
 from appliance_builder.network_errors import Fault, NetworkError, Situation, network_error, os_fault
+from appliance_builder.outgoing import Outgoing
 from appliance_builder.proxies import proxy_for
 from appliance_builder.sockets import SocketBackend
 from appliance_image.errors import ApplianceError
@@ -36,14 +37,6 @@ class Timeouts:
     connect_s: float = 10.0
     read_s: float = 60.0
     write_s: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A request's body that is read as it goes; without a size it goes in chunked transfer encoding."""
-
-    chunks: Iterator[bytes]
-    size: int | None
 
 
 class Answer:

@@ -10,14 +10,16 @@ import re
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from appliance_builder.http import Answer
 from appliance_builder.network_errors import Fault, NetworkError
 from appliance_builder.registry import Repository
 from appliance_builder.registry_errors import RegistryError
 from appliance_builder.transport import Transport
 from appliance_image.oci import Descriptor
+
+if TYPE_CHECKING:
+    from appliance_builder.http import Answer
 
 STALL_S: Final = 30.0  # without a byte: as long as Ollama itself waits
 _LINK_REFUSED: Final = frozenset({400, 401, 403, 404, 410})

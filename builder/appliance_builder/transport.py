@@ -6,16 +6,19 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
 from appliance_builder.auth import Authorizer
 from appliance_builder.credentials import CredentialLookup, stored_credentials
-from appliance_builder.http import Answer, Http, Outgoing
 from appliance_builder.network import is_loopback
 from appliance_builder.network_errors import NetworkError
+from appliance_builder.outgoing import Outgoing
 from appliance_builder.registry_errors import ERROR_BYTES, RegistryError, registry_error
 from appliance_builder.waiting import Note, Patience, Waiting, retry_after_s, silent
+
+if TYPE_CHECKING:
+    from appliance_builder.http import Answer, Http
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS: Final = 5

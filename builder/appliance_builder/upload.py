@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from appliance_builder.http import Outgoing
 from appliance_builder.network_errors import NetworkError
+from appliance_builder.outgoing import Outgoing
 from appliance_builder.ports import Payload, Transfer
 from appliance_builder.quirks import Mode, Quirks
 from appliance_builder.registry import Repository

@@ -6,15 +6,18 @@ import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlencode
 
-from appliance_builder.http import Answer, Outgoing
 from appliance_builder.network_errors import NetworkError
+from appliance_builder.outgoing import Outgoing
 from appliance_builder.registry_errors import ERROR_BYTES, RegistryError
 from appliance_builder.transport import Transport
 from appliance_builder.waiting import Patience
 from appliance_image.digest import Digest
+
+if TYPE_CHECKING:
+    from appliance_builder.http import Answer
 
 _RANGE: Final = re.compile(r"(?:bytes=)?0-(\d+)")
 _CANCEL_S: Final = 10.0

@@ -13,7 +13,6 @@ from appliance_builder.archive_sink import ArchiveSink
 from appliance_builder.blobcache import BlobCache
 from appliance_builder.config import BuilderConfig, network
 from appliance_builder.download import Downloads
-from appliance_builder.http import Http
 from appliance_builder.images import OpenImage, existing_directory, open_source, split_scheme
 from appliance_builder.layer_cache import LayerCache
 from appliance_builder.layout import Location, open_archive, open_layout
@@ -33,6 +32,7 @@ from appliance_image.reference import ImageReference, ModelName
 
 if TYPE_CHECKING:
     from appliance_builder.engine import Engine
+    from appliance_builder.http import Http
 
 
 class Workshop:
@@ -69,6 +69,8 @@ class Workshop:
     @property
     def http(self) -> Http:
         if self._http is None:
+            from appliance_builder.http import Http  # noqa: PLC0415 - 0.2 s for httpx, which a load never needs
+
             self._http = self._closing.enter_context(Http(self.network, environ=self.environ))
         return self._http
 
