@@ -14,9 +14,8 @@ from appliance_agent.config import Config
 from appliance_agent.slot_step import Step
 from appliance_agent.slot_view import Seen
 from appliance_agent.slots import Decision, Host, Slot
-from appliance_agent.states import SERVING, Action, Reason, State
+from appliance_agent.states import SERVING, SICK_REASONS, Action, Reason, State
 
-_SICK = frozenset({Reason.WEDGED, Reason.STALLED, Reason.FAILING, Reason.ON_CPU, Reason.GONE, Reason.SLOW})
 _PLANNED = frozenset({Reason.DRIFT})
 _ASIDE = frozenset({State.QUARANTINED, State.BLOCKED, State.STOPPED})
 _COMING = frozenset({State.STARTING, State.LOADING})
@@ -89,7 +88,7 @@ class Gate:
 
 
 def _is_treated(slot: Slot) -> bool:
-    return slot.reason in _SICK and slot.state not in SERVING and slot.state not in _ASIDE | {State.FAILED}
+    return slot.reason in SICK_REASONS and slot.state not in SERVING and slot.state not in _ASIDE | {State.FAILED}
 
 
 def _is_settled(slot: Slot, wish: Step) -> bool:

@@ -91,6 +91,10 @@ class Reason(Enum):
     DOWN = "down"  # a person asked for it
 
 
+# A running container was judged, not seen to end.
+SICK_REASONS = frozenset({Reason.WEDGED, Reason.STALLED, Reason.FAILING, Reason.ON_CPU, Reason.GONE, Reason.SLOW})
+
+
 class Reaction(Enum):
     """What an XID asks for."""
 
