@@ -31,6 +31,7 @@ class Snapshot:
     tick_s: float = 0.0  # how long the last tick took
     late_s: float = 0.0  # how much later than planned it began
     ticks: int = 0
+    hostname: str = ""
 
     @property
     def ready(self) -> int:

@@ -1,0 +1,71 @@
+"""Asks a running agent for its status over HTTP. No proxy, no redirect, no more than one answer's worth of patience."""
+
+from __future__ import annotations
+
+import http.client
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from appliance_agent.config import MetricsConfig
+from appliance_image.errors import ApplianceError
+
+_TIMEOUT_S = 3.0
+_MOST_BYTES = 16 * 1024 * 1024
+_START = "`systemctl status ollama-agent` says whether it runs, `systemctl start ollama-agent` starts it"
+_URL = "give the address of an agent, for example `--url http://127.0.0.1:9440/status`"
+
+
+class StatusUnavailableError(ApplianceError):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    text: str  # JSON
+    age_s: float  # of the state
+
+
+def url_of(metrics: MetricsConfig) -> str:
+    """Where an agent with this configuration answers on its own host."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(metrics.address, metrics.address)
+    return f"http://[{host}]:{metrics.port}/status" if ":" in host else f"http://{host}:{metrics.port}/status"
+
+
+def ask(url: str, *, timeout_s: float = _TIMEOUT_S) -> Told:
+    """Raises StatusUnavailableError."""
+    connection, path = _connection(url, timeout_s)
+    try:
+        connection.request("GET", path, headers={"Accept": "application/json", "Connection": "close"})
+        answer = connection.getresponse()
+        text = answer.read(_MOST_BYTES).decode()
+    except (OSError, http.client.HTTPException, UnicodeDecodeError) as error:
+        raise StatusUnavailableError(f"no agent answers at {url}: {_words(error)}", hint=_START) from error
+    finally:
+        connection.close()
+    if answer.status != 200 or not answer.getheader("Content-Type", "").startswith("application/json"):
+        line = text.strip().partition("\n")[0][:200] if answer.status == 503 else "is another program on this port?"
+        raise StatusUnavailableError(f"{url} answers {answer.status} {answer.reason}: {line}", hint=_START)
+    age = answer.getheader("Age", "0")
+    return Told(text, float(age) if age.isdecimal() else 0.0)
+
+
+def _connection(url: str, timeout_s: float) -> tuple[http.client.HTTPConnection, str]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise StatusUnavailableError(f"not a URL: {url}", hint=_URL) from error
+    if parts.scheme not in ("http", "https") or not host:
+        raise StatusUnavailableError(f"not a URL: {url}", hint=_URL)
+    path = parts.path if parts.path.strip("/") else "/status"
+    if parts.scheme == "https":
+        return http.client.HTTPSConnection(host, port, timeout=timeout_s), path
+    return http.client.HTTPConnection(host, port, timeout=timeout_s), path
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    if isinstance(error, http.client.HTTPException):
+        return "what answers there does not speak HTTP"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
