@@ -65,7 +65,7 @@ def _xid_trouble(slot: Slot, gpus: GpuSnapshot, config: HealingConfig) -> GpuTro
 def _of_xid(xid: Xid, wanted: Reaction, *, newest_s: float, gpus: GpuSnapshot) -> GpuTrouble:
     reading = gpus.readings.get(xid.uuid)
     told = reading is not None and reading.recovery_action is not None
-    text = f"XID {xid.code} on {xid.uuid}: {describe(xid.code)}"
+    text = f"{describe(xid.code)} ({xid.uuid})"
     if wanted is Reaction.RESTART_SLOT:
         return GpuTrouble(Reason.XID, text, xid_s=newest_s)
     advice = "reboot the host" if wanted is Reaction.REBOOT else "it needs a reset: `sudo nvidia-smi --gpu-reset`"

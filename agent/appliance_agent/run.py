@@ -1,0 +1,168 @@
+"""Puts the agent together, and takes it apart again: signals, neighbours, the loop in a thread of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import click
+
+from appliance_agent.config import Config, GpuChoice
+from appliance_agent.config_file import load
+from appliance_agent.engine_source import DockerSource
+from appliance_agent.front import Front
+from appliance_agent.gpu_source import NvmlSource
+from appliance_agent.gpus import GpuSnapshot
+from appliance_agent.hands import DockerHands
+from appliance_agent.journal import Journal
+from appliance_agent.loop import Loop, Neighbours
+from appliance_agent.notify import Notifier
+from appliance_agent.snapshot import Snapshot
+from appliance_agent.state_store import StateStore
+from appliance_agent.states import State
+from appliance_agent.watch import HealthWatch
+
+_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
+class NoGpus:
+    """For a slot on the CPU: there is no driver to ask."""
+
+    def snapshot(self) -> GpuSnapshot:
+        return GpuSnapshot(at_s=0.0, up=False, because="no GPU is wanted")
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+def run_agent(path: Path, state: Path) -> None:
+    """Until SIGTERM. Raises ApplianceError."""
+    config = load(path)
+    journal = Journal.find(os.environ)
+    notifier = Notifier.take(os.environ)
+    with ExitStack() as stack:
+        stack.callback(notifier.close)
+        store = _opened(stack, state)
+        front = Front(config.metrics)
+        front.open()
+        stack.callback(front.close)
+        made = _Neighbourhood(config, stack, front)
+        loop = Loop(
+            config,
+            path=path,
+            version=version("ollama-appliance"),
+            neighbours=made.open,
+            store=store,
+            journal=journal,
+            notifier=notifier,
+            publish=front.publish,
+            configure=made.configure,
+        )
+        journal.info(f"ollama-agent {version('ollama-appliance')}, configuration {path}")
+        _until_stopped(loop)
+
+
+def take_down(path: Path, state: Path) -> None:
+    """Drain and remove all containers; the service must not run. Raises ApplianceError."""
+    config = load(path)
+    told: dict[int, str] = {}
+
+    def tell(snapshot: Snapshot) -> None:
+        for slot in snapshot.host.slots:
+            line = f"slot {slot.plan.index}: {slot.state.name.lower()}: {slot.because}"
+            if slot.state is not State.ABSENT and told.get(slot.plan.index) != line:
+                told[slot.plan.index] = line
+                click.echo(line, err=True)
+        for problem in snapshot.problems:
+            if told.get(-1) != problem:
+                told[-1] = problem
+                click.echo(f"waits: {problem}", err=True)
+
+    with ExitStack() as stack:
+        store = _opened(stack, state)
+        made = _Neighbourhood(config, stack, None)
+        loop = Loop(
+            config,
+            path=path,
+            version=version("ollama-appliance"),
+            neighbours=made.open,
+            store=store,
+            journal=Journal(open(os.devnull, "w", encoding="utf-8")),  # noqa: SIM115, PTH123 - for the whole life
+            notifier=Notifier(""),
+            publish=tell,
+            configure=made.configure,
+        )
+        loop.down()
+        _until_stopped(loop)
+
+
+def _opened(stack: ExitStack, directory: Path) -> StateStore:
+    store = StateStore(directory)
+    store.open()
+    stack.callback(store.close)
+    return store
+
+
+class _Neighbourhood:
+    """Opens them when the loop asks, and hands new configurations on."""
+
+    def __init__(self, config: Config, stack: ExitStack, front: Front | None) -> None:
+        self._config = config
+        self._stack = stack
+        self._front = front
+
+    def open(self, wake: Callable[[], None]) -> Neighbours:
+        config = self._config
+        gpus: NvmlSource | NoGpus = NoGpus() if config.gpus == GpuChoice.NONE else NvmlSource(wake)
+        if isinstance(gpus, NvmlSource):
+            gpus.start()
+        self._stack.callback(gpus.close)
+        self._engine = DockerSource(config, wake).start()
+        self._stack.callback(self._engine.close)
+        on_canary = self._front.events.canary if self._front else None
+        self._health = HealthWatch(config, wake, gpus=gpus.snapshot, on_canary=on_canary)
+        self._health.start()
+        self._stack.callback(self._health.close)
+        self._hands = DockerHands(config, self._engine, gpus=gpus.snapshot)
+        return Neighbours(engine=self._engine, gpus=gpus, health=self._health, hands=self._hands)
+
+    def configure(self, config: Config) -> None:
+        self._engine.configure(config)
+        self._health.configure(config)
+        self._hands.configure(config)
+
+
+def _until_stopped(loop: Loop) -> None:
+    """The loop has a thread of its own, so that a signal never meets it holding a lock."""
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            loop.run()
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
+            failures.append(error)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        thread = threading.Thread(target=work, name="loop")
+        thread.start()
+        while thread.is_alive():
+            if signal.sigwait(_SIGNALS) == signal.SIGHUP:
+                loop.reload()
+            else:
+                loop.stop()
+                thread.join()
+        if signal.SIGTERM in signal.sigpending():
+            signal.sigwait({signal.SIGTERM})
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if failures:
+        raise failures[0]
