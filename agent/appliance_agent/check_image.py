@@ -1,0 +1,118 @@
+"""Asks the engine for the configured image and, where it is absent, for what its registry says. Raises EngineUnseenError."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import json
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from appliance_agent import engine_json
+from appliance_agent.check_engine import EngineDoor, EngineUnseenError, Reply, image_path
+from appliance_agent.check_facts import Answer, ImageState, Reach
+from appliance_agent.check_registry import Asking, Login, download_bytes
+from appliance_agent.config import Config
+from appliance_agent.engine_json import Json
+from appliance_image.errors import ApplianceError
+from appliance_image.reference import DOCKER_HUB, ImageReference
+
+_HUB_KEY: Final = "https://index.docker.io/v1/"
+_MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def image_state(config: Config, *, deadline_s: float) -> ImageState:
+    """The registry has a deadline of its own, begun when the engine has answered."""
+    door = EngineDoor(config.engine.socket, deadline_s=time.monotonic() + deadline_s)
+    reply = door.get(f"/images/{image_path(config.image)}/json")
+    if reply.status == 404:
+        return _absent(config, deadline_s)
+    if reply.status != 200:
+        raise EngineUnseenError(Reach.BROKEN, reply.message)
+    value = reply.value
+    return ImageState(
+        seen=engine_json.parse_image(config.image, value),
+        created_s=engine_json.parse_time(str(value.get("Created", ""))) or None,
+        architecture=str(value.get("Architecture", "")),
+    )
+
+
+def _absent(config: Config, deadline_s: float) -> ImageState:
+    seen = engine_json.absent_image(config.image)
+    try:
+        reference = ImageReference.parse(config.image)
+    except ApplianceError as error:
+        return ImageState(seen, detail=error.message)
+    if config.pull == "never":
+        return ImageState(seen)
+    login = stored_login(config.engine.docker_config, reference.host)
+    door = EngineDoor(config.engine.socket, deadline_s=time.monotonic() + deadline_s)
+    try:
+        reply = door.get(f"/distribution/{image_path(config.image)}/json", _authority(login, reference.host))
+    except EngineUnseenError:
+        return ImageState(seen, answer=Answer.UNREACHABLE, detail=f"no answer within {deadline_s:g} s")
+    answer = _answer(reply)
+    size = None
+    if answer is Answer.THERE:
+        machine = os.uname().machine
+        size = download_bytes(
+            Asking(
+                reference=reference,
+                login=login,
+                architecture=_MACHINES.get(machine, machine),
+                insecure=_is_local(reference.host),
+                timeout_s=deadline_s,
+            )
+        )
+    return ImageState(
+        seen,
+        answer=answer,
+        detail="" if answer is Answer.THERE else reply.message[:300],
+        download_bytes=size,
+        credentials=login is not None,
+    )
+
+
+def _answer(reply: Reply) -> Answer:
+    match reply.status:
+        case 200:
+            return Answer.THERE
+        case 401 | 403:
+            return Answer.DENIED
+        case 404:
+            return Answer.NO_SUCH_IMAGE
+        case status if status >= 500:
+            return Answer.UNREACHABLE
+        case _:
+            return Answer.UNKNOWN
+
+
+def stored_login(directory: str, host: str) -> Login | None:
+    """What `docker login` wrote into config.json; a credential helper is the agent's own to ask, not ours."""
+    place = directory or os.environ.get("DOCKER_CONFIG") or str(Path("~/.docker").expanduser())
+    key = _HUB_KEY if host == DOCKER_HUB else host
+    try:
+        whole: Json = json.loads(Path(place, "config.json").read_bytes())
+        entries: Json = whole.get("auths") or {}
+        entry: Json = entries.get(key) or entries.get(f"https://{key}") or {}
+        username, _, password = base64.b64decode(str(entry.get("auth", ""))).decode().partition(":")
+    except (OSError, ValueError, AttributeError, RuntimeError):
+        return None
+    return Login(username, password) if username else None
+
+
+def _authority(login: Login | None, host: str) -> dict[str, str]:
+    if login is None:
+        return {}
+    text = json.dumps({"username": login.username, "password": login.password, "serveraddress": host})
+    return {"X-Registry-Auth": base64.urlsafe_b64encode(text.encode()).decode()}
+
+
+def _is_local(host: str) -> bool:
+    name = host.rpartition(":")[0] if host.count(":") == 1 else host
+    try:
+        return name == "localhost" or ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
