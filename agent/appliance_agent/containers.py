@@ -77,6 +77,7 @@ class EngineFacts:
     cgroup_version: str
     root: str  # where its data lies
     live_restore: bool
+    specified: tuple[str, ...] = ()  # CDI names in specifications on disk, for engines that discover without telling
 
 
 @dataclass(frozen=True, slots=True)

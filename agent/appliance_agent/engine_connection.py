@@ -1,0 +1,111 @@
+"""One life of the Docker Engine, as far as it is seen: its events and the questions that are asked. Knows no policy."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import quote
+
+from appliance_agent.cdi_files import cdi_names
+from appliance_agent.containers import ContainerSeen, EngineFacts, ImageSeen
+from appliance_agent.docker_door import DockerDoor
+from appliance_agent.engine_json import Json, absent_image, parse_container, parse_facts, parse_image
+from appliance_agent.engine_socket import EngineError, EngineStream, Pong
+from appliance_agent.spec import LABEL_MANAGED
+
+# `kill` comes first when an engine stops: a good moment to see whether it still takes questions.
+_EVENTS: Final = ("create", "start", "kill", "oom", "die", "pause", "unpause", "rename", "destroy")
+_INSPECT_S: Final = 2.0  # while a container starts, the engine may hold a lock on it
+
+
+class EngineConnection:
+    def __init__(self, door: DockerDoor, stream: EngineStream, pong: Pong, filters: str, timeout_s: float) -> None:
+        self._door = door
+        self._stream = stream
+        self._filters = filters
+        self._timeout_s = timeout_s
+        self.process = pong.process
+
+    @classmethod
+    def open(cls, path: str, pong: Pong, *, prefix: str, timeout_s: float) -> EngineConnection:
+        """Events are listened to first, so that nothing is missed between them and a listing."""
+        label = [f"{LABEL_MANAGED}={prefix}"]
+        filters = json.dumps({"type": ["container"], "label": label, "event": _EVENTS})
+        stream = EngineStream.open(
+            path,
+            "GET",
+            f"/v{pong.api_version}/events",
+            doing="listening to the engine's events",
+            timeout_s=timeout_s,
+            filters=filters,
+        )
+        try:
+            door = DockerDoor.open(path, timeout_s=timeout_s, pong=pong)
+        except BaseException:
+            stream.close()
+            raise
+        return cls(door, stream, pong, json.dumps({"label": label}), timeout_s)
+
+    @property
+    def socket(self) -> socket.socket:
+        """Can be read when there are events."""
+        return self._stream.socket
+
+    def events(self) -> list[str]:
+        """The ids of containers with which something happened. Raises EngineAwayError when the engine ended."""
+        return [id_ for event in self._stream.read(timeout_s=0) if (id_ := _id(event))]
+
+    def ours(self) -> Sequence[Json]:
+        return self._list(filters=self._filters)
+
+    def everybodys(self) -> Sequence[Json]:
+        return self._list()
+
+    def inspect(self, container_id: str) -> ContainerSeen | None:
+        """None if there is no such container, or none that is ours any more."""
+        within_s = min(_INSPECT_S, self._timeout_s)
+        try:
+            body = self._door.ask(
+                "GET", f"/containers/{container_id}/json", doing="inspecting a container", within_s=within_s
+            )
+        except EngineError as error:
+            if error.status == 404:
+                return None
+            raise
+        return parse_container(body)
+
+    def image(self, reference: str) -> ImageSeen:
+        return resolve(self._door, reference)
+
+    def facts(self) -> EngineFacts:
+        version = self._door.get("/version", doing="asking the engine for its version")
+        info: Json = self._door.get("/info", doing="asking the engine for its settings")
+        specified = () if "DiscoveredDevices" in info else cdi_names(info.get("CDISpecDirs") or ())
+        return parse_facts(version, info, specified)
+
+    def close(self) -> None:
+        self._stream.close()
+        self._door.close()
+
+    def _list(self, **parameters: str) -> Sequence[Json]:
+        rows: Sequence[Json] = self._door.get("/containers/json", doing="listing containers", all="1", **parameters)
+        return rows
+
+
+def resolve(door: DockerDoor, reference: str) -> ImageSeen:
+    """What the name means to the engine now."""
+    try:
+        return parse_image(
+            reference, door.get(f"/images/{quote(reference, safe='/:@')}/json", doing="inspecting the image")
+        )
+    except EngineError as error:
+        if error.status == 404:
+            return absent_image(reference)
+        raise
+
+
+def _id(event: Mapping[str, Any]) -> str:
+    actor: Json = event.get("Actor") or {}
+    return str(actor.get("ID") or "")
