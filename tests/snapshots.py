@@ -281,3 +281,47 @@ def without_gpus() -> Snapshot:
 def unknown() -> Snapshot:
     """Before the first look at anything."""
     return Snapshot(now=NOW, version="0.1.0", started_wall_s=NOW.wall_s - 1, config=Config(image=IMAGE), config_path="")
+
+
+def in_groups() -> Snapshot:
+    """Two slots of four GPUs each."""
+    base = good_night()
+    slots = tuple(
+        replace(
+            base.host.slots[index], plan=replace(plan(index), gpus=tuple(uuid(index * 4 + each) for each in range(4)))
+        )
+        for index in range(2)
+    )
+    return replace(base, host=replace(base.host, slots=slots))
+
+
+def mig() -> Snapshot:
+    """Two MIG devices of one card; only the card knows temperature and power."""
+    base = good_night(2)
+    devices = tuple(f"MIG-{index:08x}-5a1e-4c0f-9d3b-0123456789ab" for index in range(2))
+    parent = gpu(0)
+    children = tuple(
+        replace(
+            parent, uuid=device, name=f"{parent.name} MIG 3g.40gb", memory_bytes=40 * GIB, parent_uuid=parent.uuid,
+            gpu_instance=index + 1, compute_instance=0,
+        )
+        for index, device in enumerate(devices)
+    )  # fmt: skip
+    readings = {
+        parent.uuid: reading(0),
+        **{
+            device: GpuReading(at_s=NOW.mono_s - 0.5, memory_total_bytes=40 * GIB, memory_used_bytes=20 * GIB)
+            for device in devices
+        },
+    }
+    slots = tuple(
+        replace(slot, plan=replace(slot.plan, gpus=(device,)))
+        for slot, device in zip(base.host.slots, devices, strict=True)
+    )
+    return replace(
+        base,
+        host=replace(base.host, slots=slots),
+        gpus=replace(
+            base.gpus, gpus=(parent, *children), readings=readings, xids=(Xid(parent.uuid, 79, NOW.mono_s - 9),)
+        ),
+    )

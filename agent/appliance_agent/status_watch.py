@@ -38,7 +38,7 @@ def watch(ask: Ask, window: Callable[[], Window], out: TextIO) -> None:
     with _screen(out):
         while True:
             lines = (_ERASE + line for line in shown.splitlines())
-            out.write(_BEGIN + "\r\n".join(lines) + _END)
+            out.write(_BEGIN + "\n".join(lines) + _END)
             out.flush()
             match _waited_for(_PERIOD_S):
                 case signal.SIGHUP:
