@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import fakenvml
 import hypothesis
 import pytest
 import smallbase
+from agentbundle import make_bundle
 from authority import Authority, make_authority
 from blobsources import BlobSource
 from building import APPLIANCE, Site
@@ -20,13 +22,22 @@ from enclosure import EnclosureError
 from engines import Engine, EngineKind, EngineUnavailableError, PrivateEngine, desktop_engine, start_engine
 from ollamafront import Manners, OllamaFront, start_front
 from registries import Options, Registry, RegistryUnavailableError, start_registry
+from systemd_host import SystemdHost, start_systemd_host
 from trouble import Ground, NobodysSite, Place
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
-_ENGINE_FIXTURES = {"engine", "classic_engine", "containerd_engine", "gpu_engine", "cdi_engine", "make_engine"}
+_ENGINE_FIXTURES = {
+    "engine",
+    "classic_engine",
+    "containerd_engine",
+    "gpu_engine",
+    "cdi_engine",
+    "make_engine",
+    "systemd_host",
+}
 _REGISTRY_FIXTURES = {"registry", "make_registry"}
 
 
@@ -42,28 +53,43 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("engine")
         if names & _REGISTRY_FIXTURES:
             item.add_marker("registry")
-    if not os.environ.get("OLLAMA_BIN"):
-        _without_real_ollama(config, items)
+    config.stash[_DESELECTED] = [
+        _without(program, config, items) for program in _NAMED if not os.environ.get(program.variable)
+    ]
 
 
-def _without_real_ollama(config: pytest.Config, items: list[pytest.Item]) -> None:
-    real = [item for item in items if item.get_closest_marker("ollama")]
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A program that no Debian package has: the tests marked so run where its variable names one."""
+
+    marker: str
+    variable: str
+    what: str
+
+
+_NAMED = (
+    _Named("ollama", "OLLAMA_BIN", "a real Ollama"),
+    _Named("registry3", "REGISTRY3_BIN", "a distribution 3 registry"),
+)
+
+
+def _without(program: _Named, config: pytest.Config, items: list[pytest.Item]) -> str:
+    """What was left out, where a skip would not do."""
+    real = [item for item in items if item.get_closest_marker(program.marker)]
     if _no_skip() and real:
         items[:] = [item for item in items if item not in real]
         config.hook.pytest_deselected(items=real)
-        config.stash[_DESELECTED] = len(real)
-        return
+        return f"deselected {len(real)} tests that want {program.what}: {program.variable} is not set"
     for item in real:
-        item.add_marker(pytest.mark.skip(reason="set OLLAMA_BIN to a real ollama program"))
-
-
-_DESELECTED = pytest.StashKey[int]()
-
-
-def pytest_report_collectionfinish(config: pytest.Config) -> str:
-    if count := config.stash.get(_DESELECTED, 0):
-        return f"deselected {count} tests that want a real Ollama: OLLAMA_BIN is not set"
+        item.add_marker(pytest.mark.skip(reason=f"set {program.variable} to the program of {program.what}"))
     return ""
+
+
+_DESELECTED = pytest.StashKey[list[str]]()
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    return [line for line in config.stash.get(_DESELECTED, []) if line]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -204,6 +230,12 @@ def registry(make_registry: MakeRegistry) -> Registry:
     return make_registry()
 
 
+@pytest.fixture
+def registry3(make_registry: MakeRegistry) -> Registry:
+    """An empty registry of distribution 3, which keeps what arrived of an upload that broke off."""
+    return make_registry(Options(program=os.environ["REGISTRY3_BIN"]))
+
+
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """A private certificate authority and a server certificate for 127.0.0.1 and localhost."""
@@ -270,3 +302,26 @@ def nobodys_place(ground: Ground, registry: Registry) -> Iterator[Place]:
         for path in (site.directory, site.home):
             os.chown(path, 65534, 65534)
         yield Place(ground.copied(directory), site, registry)
+
+
+@pytest.fixture(scope="session")
+def agent_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of wheels that `install-agent --make-wheels` makes."""
+    made = tmp_path_factory.mktemp("wheels") / "bundle"
+    make_bundle(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def systemd_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemdHost]:
+    """A host with systemd as process 1, no network, and an engine of its own."""
+    try:
+        private = start_engine("classic")
+    except (EngineUnavailableError, EnclosureError) as error:
+        pytest.skip(f"no private Docker Engine: {error}")
+    shared = tmp_path_factory.mktemp("shared")
+    shared.chmod(0o755)
+    try:
+        yield start_systemd_host(private, shared)
+    finally:
+        private.close()

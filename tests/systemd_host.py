@@ -5,7 +5,6 @@ it cannot see the processes of the engine's other containers.
 """
 
 import json
-import os
 import shlex
 import subprocess
 import uuid
@@ -60,7 +59,7 @@ class SystemdHost:
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
         words = self.systemctl("show", unit, f"--property={','.join(properties)}").splitlines()
-        return dict((name, value) for name, _, value in (line.partition("=") for line in words))
+        return {name: value for name, _, value in (line.partition("=") for line in words)}
 
     def main_pid(self, unit: str) -> int:
         return int(self.show(unit, "MainPID")["MainPID"])
@@ -112,7 +111,7 @@ def start_systemd_host(engine: Engine, shared: Path) -> SystemdHost:
     engine.run_cli("run", "--detach", "--name", name, *_options(engine, root, shared), IMAGE, "/lib/systemd/systemd")
     try:
         wait_until(lambda: _booted(host), timeout_s=60, what="systemd to boot")
-        group = os.stat(engine.socket).st_gid
+        group = engine.socket.stat().st_gid
         host.must("ln", "-s", "/run/engine/docker.sock", "/run/docker.sock")
         host.must("groupadd", "--non-unique", f"--gid={group}", "docker")
     except BaseException:
@@ -136,6 +135,7 @@ def _options(engine: Engine, root: Path, shared: Path) -> Sequence[str]:
     }
     return (
         *("--network", "host", "--cgroupns", "host", "--cap-add", "SYS_ADMIN", "--env", "container=docker"),
+        *("--cap-add", "SYSLOG", "--device", "/dev/kmsg"),
         *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
         *(word for place in tmpfs for word in ("--tmpfs", place)),
         *(word for source, place in volumes.items() for word in ("--volume", f"{source}:{place}")),
