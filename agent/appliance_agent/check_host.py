@@ -114,12 +114,12 @@ def environment(pid: int) -> Mapping[str, str]:
 
 
 def started_s(pid: int) -> float | None:
-    """Seconds since the epoch."""
+    """Seconds since the epoch, by today's reckoning of when the host booted."""
     fields = _read(_PROC / str(pid) / "stat").rpartition(")")[2].split()
-    booted = next((line.split()[1] for line in _read(_PROC / "stat").splitlines() if line.startswith("btime ")), "")
-    if len(fields) < 20 or not booted:
+    if len(fields) < 20:
         return None
-    return int(booted) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - age_s
 
 
 def _table(file: Path) -> Iterator[tuple[str, int, int, int]]:

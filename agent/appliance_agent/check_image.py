@@ -13,7 +13,7 @@ from typing import Final
 from appliance_agent import engine_json
 from appliance_agent.check_engine import EngineDoor, EngineUnseenError, Reply, image_path
 from appliance_agent.check_facts import Answer, ImageState, Reach
-from appliance_agent.check_registry import Asking, Login, download_bytes
+from appliance_agent.check_registry import Asking, Login, Said, ask
 from appliance_agent.config import Config
 from appliance_agent.engine_json import Json
 from appliance_image.errors import ApplianceError
@@ -48,42 +48,52 @@ def _absent(config: Config, deadline_s: float) -> ImageState:
     if config.pull == "never":
         return ImageState(seen)
     login = stored_login(config.engine.docker_config, reference.host)
-    door = EngineDoor(config.engine.socket, deadline_s=time.monotonic() + deadline_s)
-    try:
-        reply = door.get(f"/distribution/{image_path(config.image)}/json", _authority(login, reference.host))
-    except EngineUnseenError:
-        return ImageState(seen, answer=Answer.UNREACHABLE, detail=f"no answer within {deadline_s:g} s")
-    answer = _answer(reply)
-    size = None
-    if answer is Answer.THERE:
-        machine = os.uname().machine
-        size = download_bytes(
-            Asking(
-                reference=reference,
-                login=login,
-                architecture=_MACHINES.get(machine, machine),
-                insecure=_is_local(reference.host),
-                timeout_s=deadline_s,
-            )
-        )
+    reply = _by_engine(config, _authority(login, reference.host), deadline_s)
+    machine = os.uname().machine
+    asking = Asking(
+        reference=reference,
+        login=login,
+        architecture=_MACHINES.get(machine, machine),
+        insecure=_is_local(reference.host),
+        timeout_s=deadline_s,
+    )
+    # An engine says 500 for nearly everything that a registry refuses, so the registry is asked as well.
+    said = ask(asking) if reply is None or reply.status == 200 or reply.status >= 500 else Said(reply.status)
+    answer = Answer.THERE if reply and reply.status == 200 else _answer(said.status)
     return ImageState(
         seen,
         answer=answer,
-        detail="" if answer is Answer.THERE else reply.message[:300],
-        download_bytes=size,
+        detail=_reason(reply, answer, deadline_s),
+        download_bytes=said.download_bytes if answer is Answer.THERE else None,
         credentials=login is not None,
     )
 
 
-def _answer(reply: Reply) -> Answer:
-    match reply.status:
+def _by_engine(config: Config, headers: dict[str, str], deadline_s: float) -> Reply | None:
+    door = EngineDoor(config.engine.socket, deadline_s=time.monotonic() + deadline_s)
+    try:
+        return door.get(f"/distribution/{image_path(config.image)}/json", headers)
+    except EngineUnseenError:
+        return None
+
+
+def _reason(reply: Reply | None, answer: Answer, deadline_s: float) -> str:
+    if reply is None:
+        return f"no answer within {deadline_s:g} s"
+    return "" if answer is Answer.THERE else reply.message[:300]
+
+
+def _answer(status: int | None) -> Answer:
+    match status:
+        case None:
+            return Answer.UNREACHABLE
         case 200:
-            return Answer.THERE
+            return Answer.UNKNOWN  # the registry gives it to us, and the engine said no
         case 401 | 403:
             return Answer.DENIED
         case 404:
             return Answer.NO_SUCH_IMAGE
-        case status if status >= 500:
+        case _ if status >= 500:
             return Answer.UNREACHABLE
         case _:
             return Answer.UNKNOWN

@@ -1,4 +1,4 @@
-"""Asks a registry for the size of an image that is not here yet. Any failure is no answer: the engine's own says why."""
+"""Asks a registry for an image that is not here yet: is it there, may we have it, how large is it. Raises nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from appliance_image.errors import ApplianceError
 from appliance_image.reference import DOCKER_HUB, ImageReference
 
 _HUB: Final = "registry-1.docker.io"
@@ -42,22 +41,38 @@ class Asking:
     timeout_s: float
 
 
-def download_bytes(asking: Asking) -> int | None:
+@dataclass(frozen=True, slots=True)
+class Said:
+    status: int | None  # of HTTP; None: no registry was reached
+    download_bytes: int | None = None
+
+
+def ask(asking: Asking) -> Said:
+    said = Said(None)
     for scheme in ("https", "http") if asking.insecure else ("https",):
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, ApplianceError):
-            return _size(asking, scheme)
-    return None
+        try:
+            return Said(200, _size(asking, scheme))
+        except urllib.error.HTTPError as error:
+            error.close()
+            said = Said(error.code)
+        except OSError:
+            continue
+        except (ValueError, LookupError, TypeError, AttributeError):
+            said = Said(200)  # it has it, in words that we do not know
+    return said
 
 
 def _size(asking: Asking, scheme: str) -> int | None:
     value = _manifest(asking, scheme, asking.reference.manifest)
     if "manifests" in value:
-        chosen = next(
-            each["digest"]
+        fitting = [
+            str(each["digest"])
             for each in value["manifests"]
             if each.get("platform", {}).get("architecture") == asking.architecture
-        )
-        value = _manifest(asking, scheme, str(chosen))
+        ]
+        if not fitting:
+            return None
+        value = _manifest(asking, scheme, fitting[0])
     return sum(int(layer["size"]) for layer in value["layers"]) + int(value["config"]["size"])
 
 

@@ -21,6 +21,7 @@ _CDI = f"{_TOOLKIT_GUIDE}/latest/cdi-support.html"
 _TRAP = f"{_TOOLKIT_GUIDE}/latest/troubleshooting.html (containers losing access to GPUs)"
 _SAID = 'could not select device driver "" with capabilities: [[gpu]]'
 _GENERATE = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+_LOOKS_WITHIN_S = 1.0  # of its start, dockerd does, and the two clocks agree only so well
 _GPU_NAME = cdi_name("")
 _TRAP_HINT = "after `systemctl daemon-reload` running containers lose their GPUs and Ollama goes on on the CPU"
 
@@ -87,7 +88,7 @@ def _missing(facts: CheckFacts) -> Finding:
 
 def _later(facts: CheckFacts) -> Iterator[Finding]:
     hook, started_s = facts.toolkit.hook, facts.engine.started_s
-    if hook is None or started_s is None or hook.installed_s <= started_s:
+    if hook is None or started_s is None or hook.installed_s <= started_s + _LOOKS_WITHIN_S:
         return
     yield error(
         _TOPIC,

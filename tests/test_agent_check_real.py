@@ -1,0 +1,583 @@
+"""`ollama-agent check` against real engines, registries, processes and files: what it sees is what is there."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import os
+import socket
+import socketserver
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import fakenvml
+import pytest
+from conftest import BASE_VERSION, CDI_GPUS, MakeEngine, MakeRegistry
+from engines import PrivateEngine
+from fakegpus import HOOK
+from fakenvml import VERSION_MISMATCH, FakeGpu, World
+from loadedimages import load_standin
+from registries import PASSWORD, USER, Options
+
+from appliance_agent import check_driver, check_host
+from appliance_agent.check_command import run_check
+from appliance_agent.check_facts import Answer, Reach
+from appliance_agent.check_gather import gather
+from appliance_agent.check_store import store_state
+from appliance_agent.config import Config, Engine, MetricsConfig
+from appliance_agent.finding import Finding, Severity
+from appliance_agent.findings import findings
+from appliance_image.reference import ModelName
+
+SAID = 'could not select device driver "" with capabilities: [[gpu]]'
+IMAGE = "test/ollama:standin"
+PORT, METRICS_PORT = 19880, 19950  # nothing of this machine's
+
+
+def config(engine: PrivateEngine | Path, **values: object) -> Config:
+    path = engine.socket if isinstance(engine, PrivateEngine) else engine
+    base = Config(image=IMAGE, gpus="none", model="tiny:1b", base_port=PORT, engine=Engine(socket=str(path)))
+    base = replace(base, metrics=MetricsConfig(port=METRICS_PORT))
+    return replace(base, **values)  # type: ignore[arg-type]
+
+
+def trouble(config: Config, *, deadline_s: float = 5) -> dict[str, Finding]:
+    """Besides what this machine's own clock, memory and ports have to say."""
+    found = findings(gather(config, deadline_s=deadline_s))
+    own = ("clock", "memory-small", "image-plain")
+    return {f.code: f for f in found if f.severity is not Severity.OK and f.code not in own}
+
+
+@pytest.fixture
+def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Two GPUs under the real NVML binding; after a change, `write` it to `world_file`."""
+    world = World([FakeGpu(CDI_GPUS[0]), FakeGpu(CDI_GPUS[1])])
+    world.write(tmp_path / "world")
+    for name, value in fakenvml.environment(nvml_library, tmp_path / "world").items():
+        monkeypatch.setenv(name, value)
+    return world
+
+
+def test_an_engine_without_the_toolkit_says_what_check_says(
+    classic_engine: PrivateEngine, small_base: Path, gpus: World
+) -> None:
+    load_standin(classic_engine, small_base, version=BASE_VERSION)
+
+    real = classic_engine.run_cli("run", "--rm", "--gpus", "all", "--entrypoint", "/bin/true", IMAGE, check=False)
+    found = trouble(config(classic_engine, gpus="all"))
+
+    assert SAID in real.stderr
+    assert SAID in found["toolkit-missing"].sentence
+    assert "nvidia-container-toolkit" in found["toolkit-missing"].fix[0]
+
+
+def test_a_toolkit_installed_too_late_is_told_and_a_restart_mends_it(
+    make_engine: MakeEngine, small_base: Path, gpus: World
+) -> None:
+    engine = make_engine("classic")
+    load_standin(engine, small_base, version=BASE_VERSION)
+    engine.toolkit.install_hook()
+
+    real = engine.run_cli("run", "--rm", "--gpus", "all", "--entrypoint", "/bin/true", IMAGE, check=False)
+    found = trouble(config(engine, gpus="all"))
+    engine.stop()
+    engine.start()
+    after = trouble(config(engine, gpus="all"))
+
+    assert SAID in real.stderr
+    assert set(found) == {"toolkit-later"}
+    assert f"looks for {engine.toolkit.programs}/{HOOK} only then" in found["toolkit-later"].sentence
+    assert "sudo systemctl restart docker" in found["toolkit-later"].fix[0]
+    assert after == {}
+
+
+def test_cdi_is_chosen_where_the_engine_has_the_devices(
+    cdi_engine: PrivateEngine, small_base: Path, gpus: World, tmp_path: Path
+) -> None:
+    load_standin(cdi_engine, small_base, version=BASE_VERSION)
+
+    gpus.gpus = [FakeGpu(uuid) for uuid in CDI_GPUS]
+    gpus.write(tmp_path / "world")
+
+    found = findings(gather(config(cdi_engine, gpus=CDI_GPUS[:2])))
+
+    told = [finding.sentence for finding in found if finding.code == "injection"]
+    assert told == ["GPUs reach containers by CDI: CDI: a specification in the engine's directories names the devices"]
+
+
+def test_a_specification_of_gpus_that_are_gone_is_stale(cdi_engine: PrivateEngine, gpus: World) -> None:
+    found = trouble(config(cdi_engine, gpus="all"))
+
+    assert f"names a GPU that is not there: {CDI_GPUS[2]}, {CDI_GPUS[3]} and 4 more" in found["cdi-stale"].sentence
+    assert found["cdi-stale"].fix == (
+        f"sudo nvidia-ctk cdi generate --output={cdi_engine.toolkit.specifications}/nvidia.yaml",
+    )
+
+
+def test_an_engine_of_25_with_cdi_switched_off_is_told(make_engine: MakeEngine, small_base: Path, gpus: World) -> None:
+    engine = make_engine("containerd", gpu_hook=True)
+    load_standin(engine, small_base, version=BASE_VERSION)
+
+    found = trouble(config(engine, gpus="all"))
+
+    assert set(found) == {"cdi-off"}
+    assert "CDI is off in Docker Engine 26." in found["cdi-off"].sentence
+
+
+def test_a_driver_that_was_updated_without_a_reboot_is_told_by_nvml(
+    classic_engine: PrivateEngine, gpus: World, nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus.init_error = VERSION_MISMATCH
+    gpus.write(tmp_path / "world")
+
+    seen = gather(config(classic_engine, gpus="all")).nvml
+
+    assert seen.snapshot is not None
+    assert not seen.snapshot.up
+    assert "of different versions: reboot" in seen.snapshot.because
+
+
+def test_an_nvml_that_hangs_delays_nothing_else(classic_engine: PrivateEngine, gpus: World, tmp_path: Path) -> None:
+    gpus.hangs = True
+    gpus.write(tmp_path / "world")
+
+    facts = gather(config(classic_engine, gpus="all"), deadline_s=1)
+
+    assert facts.nvml.snapshot is None
+    assert "no answer within 1 s" in facts.nvml.problem
+    assert facts.engine.reach is Reach.UP
+    assert facts.late == ()
+
+
+def test_a_port_that_a_process_has_is_told_with_the_process(classic_engine: PrivateEngine) -> None:
+    with listening(PORT) as process:
+        found = trouble(config(classic_engine))
+
+    assert f"port {PORT} for slot 0 is taken by `python" in found["port-taken"].sentence
+    assert f"(process {process}, user root)" in found["port-taken"].sentence
+
+
+@contextmanager
+def listening(port: int) -> Iterator[int]:
+    """A process that listens there."""
+    program = (
+        "import socket, sys\n"
+        f"with socket.create_server(('127.0.0.1', {port})):\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    words = [sys.executable, "-c", program]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        yield process.pid
+
+
+def test_a_port_and_a_name_that_containers_have_are_told(classic_engine: PrivateEngine, small_base: Path) -> None:
+    load_standin(classic_engine, small_base, version=BASE_VERSION)
+    publish = f"127.0.0.1:{PORT}:11434"
+    classic_engine.run_cli("run", "-d", "--name=webui", "-p", publish, IMAGE)
+    classic_engine.run_cli("create", "--name=check-0", IMAGE)
+    try:
+        found = trouble(
+            replace(config(classic_engine), container=replace(Config(image="x").container, name_prefix="check"))
+        )
+    finally:
+        classic_engine.run_cli("rm", "-f", "webui", "check-0")
+
+    assert found["port-taken"].sentence == f"port {PORT} for slot 0 is taken by the container `webui`"
+    assert found["port-taken"].fix[0] == "docker stop webui"
+    assert found["name-taken"].fix[0] == "docker rename check-0 check-0-old"
+
+
+@pytest.mark.parametrize("engine_kind", ["classic_engine", "containerd_engine"])
+@pytest.mark.parametrize("auth", ["none", "basic", "token"])
+def test_what_the_registry_says_of_an_absent_image_is_told(
+    request: pytest.FixtureRequest, engine_kind: str, auth: str, make_registry: MakeRegistry, tmp_path: Path
+) -> None:
+    engine: PrivateEngine = request.getfixturevalue(engine_kind)
+    registry = make_registry(Options(auth=auth))
+    engine.expose(*registry.ports)
+    wanted = replace(config(engine), image=f"{registry.host}/ai/none:1", model="")
+
+    anonymous = gather(wanted).image
+    logged_in = gather(
+        replace(wanted, engine=replace(wanted.engine, docker_config=str(log_in(tmp_path, registry.host))))
+    ).image
+
+    assert anonymous.seen is not None
+    assert anonymous.seen.id == ""
+    assert anonymous.answer is (Answer.NO_SUCH_IMAGE if auth == "none" else Answer.DENIED)
+    assert logged_in.answer is Answer.NO_SUCH_IMAGE
+    assert logged_in.credentials
+
+
+def log_in(directory: Path, host: str) -> Path:
+    secret = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    (directory / "config.json").write_text(json.dumps({"auths": {host: {"auth": secret}}}))
+    return directory
+
+
+@pytest.mark.parametrize("auth", ["none", "basic", "token"])
+def test_the_size_of_an_image_that_can_be_pulled_is_known_before(
+    classic_engine: PrivateEngine, small_base: Path, auth: str, make_registry: MakeRegistry, tmp_path: Path
+) -> None:
+    registry = make_registry(Options(auth=auth))
+    classic_engine.expose(*registry.ports)
+    load_standin(classic_engine, small_base, version=BASE_VERSION)
+    reference = f"{registry.host}/ai/there:1"
+    classic_engine.run_cli("login", "-u", USER, "-p", PASSWORD, registry.host) if auth != "none" else None
+    classic_engine.run_cli("tag", IMAGE, reference)
+    classic_engine.run_cli("push", reference)
+    classic_engine.run_cli("image", "rm", reference)
+
+    wanted = replace(config(classic_engine), image=reference)
+    wanted = replace(wanted, engine=replace(wanted.engine, docker_config=str(log_in(tmp_path, registry.host))))
+    image = gather(wanted).image
+
+    assert image.answer is Answer.THERE
+    assert image.download_bytes is not None
+    assert image.download_bytes > 1_000_000
+
+
+def test_a_registry_that_is_down_is_told(classic_engine: PrivateEngine) -> None:
+    found = trouble(replace(config(classic_engine), image="127.0.0.1:9/ai/r1:32b", model=""))
+
+    assert "cannot reach 127.0.0.1:9" in found["registry-unreachable"].sentence
+    assert "connection refused" in found["registry-unreachable"].sentence
+
+
+def test_a_disk_too_small_for_the_image_is_told(
+    make_engine: MakeEngine, classic_engine: PrivateEngine, small_base: Path, make_registry: MakeRegistry
+) -> None:
+    registry = make_registry(Options())
+    classic_engine.expose(*registry.ports)
+    load_standin(classic_engine, small_base, version=BASE_VERSION)
+    reference = f"{registry.host}/ai/there:1"
+    classic_engine.run_cli("tag", IMAGE, reference)
+    classic_engine.run_cli("push", reference)
+    classic_engine.run_cli("image", "rm", reference)
+    facts = gather(replace(config(classic_engine), image=reference))
+    assert facts.image.download_bytes
+    assert facts.engine.free_bytes
+
+    full = replace(facts, engine=replace(facts.engine, free_bytes=facts.image.download_bytes))
+
+    assert "disk-small" in {finding.code for finding in findings(full)}
+
+
+def test_the_free_bytes_are_those_of_the_engines_own_disk(make_engine: MakeEngine) -> None:
+    engine = make_engine("classic")
+
+    state = gather(config(engine)).engine
+
+    there = os.statvfs(engine.data_root)
+    assert state.images_root == str(engine.data_root)
+    assert state.free_bytes is not None
+    assert abs(state.free_bytes - there.f_bavail * there.f_frsize) < 1 << 30
+
+
+def test_a_frozen_engine_is_told_within_the_deadline(make_engine: MakeEngine) -> None:
+    engine = make_engine("classic")
+
+    with engine.frozen():
+        found = trouble(config(engine), deadline_s=1)
+    after = trouble(config(engine, image="127.0.0.1:9/x"))
+
+    assert set(found) == {"engine-frozen"}
+    assert "engine-frozen" not in after
+
+
+def test_no_socket_a_dead_socket_and_a_stranger_are_told_apart(tmp_path: Path) -> None:
+    nothing = trouble(config(tmp_path / "none.sock"))
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead.sock"))
+    left_behind = trouble(config(tmp_path / "dead.sock"))
+    with stranger(tmp_path / "strange.sock", b"SSH-2.0-OpenSSH_9.2\r\n"):
+        other = trouble(config(tmp_path / "strange.sock"))
+    with stranger(tmp_path / "web.sock", b"HTTP/1.0 200 OK\r\n\r\n<html>"):
+        web = trouble(config(tmp_path / "web.sock"))
+
+    assert set(nothing) == {"socket-missing"}
+    assert set(left_behind) == {"engine-down"}
+    assert set(other) == {"engine-broken"}
+    assert set(web) == {"engine-broken"}
+
+
+@contextmanager
+def stranger(path: Path, answer: bytes) -> Iterator[None]:
+    """Something that listens and is no engine."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            self.request.sendall(answer)
+
+    with socketserver.ThreadingUnixStreamServer(str(path), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+AS_NOBODY = """
+import encodings.idna, encodings.utf_8_sig, os, sys
+from appliance_agent.check_command import run_check
+import appliance_agent.check_image
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+sys.exit(run_check(sys.argv[1], as_json=True))
+"""
+
+
+def test_a_socket_without_permission_is_told_to_nobody_with_the_group(make_engine: MakeEngine) -> None:
+    engine = make_engine("classic")
+    engine.directory.chmod(0o755)
+    with tempfile.TemporaryDirectory(prefix="check-") as name:
+        Path(name).chmod(0o755)
+        file = Path(name, "agent.toml")
+        file.write_text(
+            f'image = "x"\ngpus = "none"\nbase_port = {PORT}\n[engine]\nsocket = "{engine.socket}"\n[metrics]\nport = {METRICS_PORT}\n'
+        )
+        ran = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, str(file)], check=False, capture_output=True, text=True, timeout=60
+        )
+
+    assert ran.returncode == 1
+    assert ran.stderr == ""
+    found = {each["code"]: each for each in json.loads(ran.stdout)["findings"]}
+    assert {"socket-forbidden", "group-missing"} & set(found)
+    told = found.get("socket-forbidden") or found["group-missing"]
+    assert "user `nobody` may not use" in told["sentence"]
+    assert "usermod -aG docker nobody" in told["fix"][0]
+    assert "engine" not in [each["topic"] for each in found.values() if each["severity"] == "ok"]
+
+
+def test_a_healthy_host_is_checked_without_a_fault_and_in_little_time(
+    gpu_engine: PrivateEngine, small_base: Path, gpus: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_standin(gpu_engine, small_base, version=BASE_VERSION)
+    file = tmp_path / "agent.toml"
+    file.write_text(
+        f'image = "{IMAGE}"\nmodel = "tiny:1b"\nbase_port = {PORT}\n[engine]\nsocket = "{gpu_engine.socket}"\n'
+        f"[metrics]\nport = {METRICS_PORT}\n"
+    )
+
+    began_s = time.process_time()
+    status = run_check(file)
+    used_s = time.process_time() - began_s
+
+    lines = capsys.readouterr().out.splitlines()
+    assert status == 0, lines
+    assert any(line.startswith("ok       driver   driver 570.124.06, 2 x NVIDIA H100 80GB HBM3") for line in lines)
+    assert any("GPUs reach containers by a device request" in line for line in lines)
+    assert used_s < 3
+
+
+# The same files that a driver, a toolkit and a store leave on a host, in a directory of their own.
+
+NVRM = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\n"
+NVRM_OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build\n"
+CDI_YAML = """---
+cdiVersion: 0.5.0
+containerEdits:
+  deviceNodes:
+  - path: /dev/nvidia-uvm
+  env:
+  - NVIDIA_VISIBLE_DEVICES=void
+  hooks:
+  - args: [nvidia-cdi-hook, update-ldcache]
+    hookName: createContainer
+    path: /usr/bin/nvidia-cdi-hook
+  mounts:
+  - containerPath: /usr/lib/x86_64-linux-gnu/libcuda.so.535.183.01
+    hostPath: /usr/lib/x86_64-linux-gnu/libcuda.so.535.183.01
+devices:
+- containerEdits:
+    deviceNodes:
+    - path: /dev/nvidia0
+  name: "0"
+- containerEdits:
+    deviceNodes:
+    - path: /dev/nvidia0
+  name: GPU-8f6e1d3c-0000-4000-8000-000000000000
+- name: all
+kind: nvidia.com/gpu
+"""
+
+
+def lay(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+@pytest.mark.parametrize(("text", "version"), [(NVRM, "535.183.01"), (NVRM_OPEN, "550.54.15"), ("", "")])
+def test_the_loaded_drivers_version_is_read(tmp_path: Path, text: str, version: str) -> None:
+    lay(tmp_path, {"proc/driver/nvidia/version": text} if text else {})
+
+    assert check_driver.driver_state(tmp_path).module_version == version
+
+
+def test_a_driver_is_seen_in_all_its_parts(tmp_path: Path) -> None:
+    lay(
+        tmp_path,
+        {
+            "proc/driver/nvidia/version": NVRM,
+            "proc/modules": "nouveau 1 0 - Live\nnvidia 2 0 - Live\n",
+            "lib/modules/6.1/modules.dep": "updates/dkms/nvidia.ko.xz: \nkernel/x.ko:\n",
+            "sys/bus/pci/devices/0000:01:00.0/vendor": "0x10de\n",
+            "sys/bus/pci/devices/0000:01:00.0/class": "0x030200\n",
+            "sys/bus/pci/devices/0000:01:00.1/vendor": "0x10de\n",
+            "sys/bus/pci/devices/0000:01:00.1/class": "0x040300\n",
+            "usr/lib64/libnvidia-ml.so.550.54.15": "",
+            "dev/nvidia-uvm": "",
+        },
+    )
+    (tmp_path / "usr/lib64/libnvidia-ml.so.1").symlink_to("libnvidia-ml.so.550.54.15")
+
+    state = check_driver.driver_state(tmp_path, release="6.1")
+
+    assert (state.cards, state.module_built, state.nouveau, state.uvm_node) == (1, True, True, True)
+    assert state.library_version == "550.54.15"
+    assert check_driver.driver_state(tmp_path, release="6.2").module_built is None
+
+
+def test_a_bare_host_has_nothing_of_nvidia(tmp_path: Path) -> None:
+    state = check_driver.driver_state(tmp_path)
+    tools = check_driver.toolkit(tmp_path)
+
+    assert (state.cards, state.module_version, state.library, state.nouveau) == (0, "", "", False)
+    assert (tools.ctk, tools.hook, tools.runtime, tools.cdi) == (None, None, None, ())
+
+
+def test_specifications_are_read_as_nvidias_tool_writes_them(tmp_path: Path) -> None:
+    lay(
+        tmp_path,
+        {"etc/cdi/nvidia.yaml": CDI_YAML, "etc/cdi/other.yaml": "kind: vendor.com/net\n", "etc/cdi/notes": "x"},
+    )
+
+    (file,) = check_driver.toolkit(tmp_path).cdi
+
+    assert file.path == "/etc/cdi/nvidia.yaml"
+    assert file.devices == ("0", "GPU-8f6e1d3c-0000-4000-8000-000000000000", "all")
+    assert file.driver_version == "535.183.01"
+
+
+def test_a_program_counts_from_when_it_was_installed_not_built(tmp_path: Path) -> None:
+    file = tmp_path / "usr/bin/nvidia-ctk"
+    lay(tmp_path, {"usr/bin/nvidia-ctk": ""})
+    file.chmod(0o755)
+    os.utime(file, (1_000_000, 1_000_000))
+
+    found = check_driver.program("nvidia-ctk", check_driver.DEFAULT_PATH, tmp_path)
+
+    assert found is not None
+    assert found.path == "/usr/bin/nvidia-ctk"
+    assert found.installed_s == file.stat().st_ctime > 1_000_000
+
+
+def lay_store(store: Path, model: str = "deepseek-r1:32b") -> None:
+    blob = "sha256:" + "a" * 64
+    manifest = {"config": {"digest": blob}, "layers": [{"digest": blob, "size": 1}]}
+    lay(
+        store,
+        {f"manifests/{ModelName.parse(model).path}": json.dumps(manifest), f"blobs/{blob.replace(':', '-')}": "x"},
+    )
+    for path in (store, *store.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def test_a_store_is_seen_as_the_containers_user_sees_it(tmp_path: Path) -> None:
+    store = tmp_path / "models"
+    lay_store(store)
+    blobs = store / "blobs"
+
+    whole = store_state(store, "deepseek-r1:32b", "65534:65534")
+    blobs.chmod(stat.S_IRWXU)
+    closed = store_state(store, "deepseek-r1:32b", "65534:65534")
+    roots = store_state(store, "deepseek-r1:32b", f"{os.getuid()}:0")
+    named = store_state(store, "deepseek-r1:32b", "ollama")
+
+    assert (whole.problem, whole.unreadable, whole.manifest, whole.missing_blobs) == ("", "", True, 0)
+    assert whole.models == ("deepseek-r1:32b",)
+    assert closed.unreadable == str(blobs)
+    assert roots.unreadable == ""
+    assert named.unreadable == ""  # only the image knows who that is
+
+
+def test_what_is_wrong_with_a_store_is_told(tmp_path: Path) -> None:
+    store = tmp_path / "models"
+    lay_store(store)
+    (store / "file").write_text("")
+
+    assert store_state(tmp_path / "none", "x", "0").problem == "there is no such directory"
+    assert store_state(store / "file", "x", "0").problem == "it is no directory"
+    assert not store_state(store, "deepseek-r1:8b", "0").manifest
+    assert store_state(store, "DeepSeek-R1:32b", "0").manifest
+    next((store / "blobs").iterdir()).unlink()
+    assert store_state(store, "deepseek-r1:32b", "0").missing_blobs == 2
+    next((store / "manifests").rglob("32b")).write_text("[]")
+    assert "damaged" in store_state(store, "deepseek-r1:32b", "0").problem
+
+
+def test_a_link_out_of_the_store_leads_nowhere_in_a_container(tmp_path: Path) -> None:
+    store = tmp_path / "models"
+    lay_store(store)
+    blob = next((store / "blobs").iterdir())
+    blob.rename(tmp_path / "elsewhere")
+    blob.symlink_to(tmp_path / "elsewhere")
+
+    assert (
+        store_state(store, "deepseek-r1:32b", "65534:65534").unreadable == f"{blob}, which is a link out of the store"
+    )
+
+
+def test_listeners_are_seen_on_both_families_with_their_process() -> None:
+    families = [("127.0.0.1", socket.AF_INET), *([("::1", socket.AF_INET6)] if _has_ipv6() else [])]
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server((at, 0), family=family)) for at, family in families]
+
+        found = check_host.listeners(server.getsockname()[1] for server in servers)
+
+    assert [each.address for each in found] == [at for at, _ in families]
+    assert {each.pid for each in found} == {os.getpid()}
+    assert check_host.listeners([]) == ()
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+def test_a_process_started_before_now_and_after_the_boot() -> None:
+    started_s = check_host.started_s(os.getpid())
+
+    assert started_s is not None
+    assert time.time() - 3600 * 24 < started_s <= time.time() + 1
+    assert check_host.started_s(2**22 + 1) is None
+
+
+def test_the_hosts_own_state_is_readable() -> None:
+    state = check_host.host_state("docker")
+
+    assert state.memory_bytes > state.free_memory_bytes > 0
+    assert state.root == (os.geteuid() == 0)
+    assert state.open_files > 0
+    assert state.synchronized in (True, False, None)
