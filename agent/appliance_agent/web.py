@@ -27,6 +27,7 @@ CONNECTIONS: Final = 16
 _REFUSALS = 8  # beyond CONNECTIONS: told 503; beyond that: closed without a word
 _REQUEST_S = 5.0  # from the first moment to the end of the head
 _REFUSAL_S = 1.0
+_SILENT_S = 1.0  # a newcomer that has said nothing for so long makes room for others
 _IDLE_S = 75.0  # a kept connection without a new request; it makes room for newcomers before that
 _ANSWER_S = 10.0
 _LINGER_S = 0.5  # for the peer to read an error before the connection is reset
@@ -126,12 +127,18 @@ class _Connection:
         self._refuse = refuse
         self._ended = ended
         self._received = b""
-        self.idle = False  # between two requests
+        self._kept = False  # it has had an answer
+        self._waits_since_s: float | None = None  # for the first byte of a request
         self.thread = threading.Thread(target=self._run, name="web-peer", daemon=True)
+
+    @property
+    def idle(self) -> bool:
+        since_s = self._waits_since_s
+        return since_s is not None and (self._kept or time.monotonic() - since_s > _SILENT_S)
 
     def cut(self) -> None:
         """From another thread: the reads and writes of this connection end at once."""
-        self.idle = False
+        self._waits_since_s = None
         with suppress(OSError):
             self._peer.shutdown(socket.SHUT_RDWR)
 
@@ -159,6 +166,7 @@ class _Connection:
             answer = _BUSY if self._refuse else self._answer(request)
             keep_alive = request.keep_alive and not self._refuse
             self._send(answer, body=request.method != "HEAD", keep_alive=keep_alive)
+            self._kept = True
             deadline_s = time.monotonic() + _IDLE_S
         self._linger()
 
@@ -167,7 +175,7 @@ class _Connection:
         if self._received:
             deadline_s = time.monotonic() + _REQUEST_S
         while (taken := http_head.take(self._received)) is None:
-            self.idle = not self._received
+            self._waits_since_s = None if self._received else time.monotonic()
             try:
                 more = self._receive(deadline_s)
             except TimeoutError:
@@ -175,7 +183,7 @@ class _Connection:
                     return None
                 raise RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the request did not end in time") from None
             finally:
-                self.idle = False
+                self._waits_since_s = None
             if not more:
                 return None
             if not self._received:
