@@ -46,6 +46,15 @@ DECIDING = {
         "recipes",
         "think",
     ),
+    "appliance_agent": (
+        "check_facts",
+        "check_render",
+        "daemon_json",
+        "finding",
+        "findings",
+        "gpu_choice",
+        "slot_plan",
+    ),
 }
 DOING = {
     "asyncio", "fcntl", "getpass", "glob", "http", "io", "locale", "logging", "mmap", "multiprocessing", "os",
