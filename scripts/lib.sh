@@ -87,4 +87,4 @@ make_environment() {
 # shellcheck disable=SC2034  # used by the scripts that read this file
 engine_packages=(docker.io dockerd iproute2 ip iptables iptables util-linux unshare)
 # shellcheck disable=SC2034
-test_packages=(docker-registry docker-registry gcc gcc libc6-dev gencat skopeo skopeo debootstrap debootstrap openssl openssl golang-go go git git curl curl e2fsprogs mkfs.ext4)
+test_packages=(docker-registry docker-registry gcc gcc libc6-dev gencat skopeo skopeo debootstrap debootstrap openssl openssl golang-go go git git curl curl e2fsprogs mkfs.ext4 prometheus promtool)
