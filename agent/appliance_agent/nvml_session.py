@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from appliance_agent import nvml_calls
 from appliance_agent.gpus import Gpu, GpuReading, GpuSnapshot
 from appliance_agent.nvml_calls import FIELD_BATCH, FIELDS, QUESTIONS, Fault, Handle, Question, nvml
 
-ENUMERATE_S: Final = 10.0  # names, indexes and MIG devices are looked at again
-REOPEN_S: Final = 60.0  # while a GPU is unsound: some only come back to an NVML that is initialised anew
+_UNKNOWN: Final = 999  # NVML's own code for what it cannot explain
 _ASKED: Final = (nvml_calls.NvmlError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    enumerate_s: float = 10.0  # names, indexes and MIG devices are looked at again
+    reopen_s: float = 60.0  # while a GPU is unsound: some only come back to an NVML that is initialised anew
+    return_s: float = 10.0  # after one came back: its handle and its events may be those of the time before
+
+
+Condition = tuple[bool, bool | None]  # sound, MIG enabled
 
 
 class NvmlDownError(Exception):
@@ -25,19 +34,23 @@ class Device:
     """A GPU with its handle, and what it was found not to support."""
 
     gpu: Gpu
-    handle: Handle
+    handle: Handle | None  # None: it is known from before, and does not open now
+    fault: Exception | None = None  # why
     unsupported: set[str] = field(default_factory=set[str])
 
 
 class Session:
-    def __init__(self) -> None:
-        self._devices: dict[str, Device] = {}
+    def __init__(self, known: Sequence[Gpu] = (), pace: Pace = Pace()) -> None:
+        """`known` are the GPUs of an earlier session: a lost one does not tell its name any more."""
+        self._devices = {gpu.uuid: Device(gpu, None) for gpu in known}
+        self._pace = pace
         self._versions = ("", "")
         self._enumerated_s = 0.0
         self._opened_s = 0.0
         self._count = 0
         self._unseen = ""  # GPUs that cannot be named, in words
-        self._sound: dict[str, tuple[bool, bool | None]] = {}
+        self._conditions: dict[str, Condition] = {}
+        self._returned = False  # a GPU that was unsound is sound again
 
     def open(self, now_s: float) -> None:
         """Raises NvmlDownError."""
@@ -57,35 +70,50 @@ class Session:
             return  # it was down already
 
     @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        return tuple(device.gpu for device in self._devices.values())
+
+    @property
     def handles(self) -> Mapping[str, Handle]:
         """Of whole GPUs, which are those that report XIDs."""
-        return {uuid: device.handle for uuid, device in self._devices.items() if not device.gpu.is_mig}
+        return {
+            uuid: device.handle for uuid, device in self._devices.items() if device.handle and not device.gpu.is_mig
+        }
 
     def stale(self, now_s: float) -> bool:
         """Whether it should be closed and opened again."""
-        sound = all(sound for sound, _ in self._sound.values()) and not self._unseen
-        return not sound and now_s - self._opened_s >= REOPEN_S
+        age_s = now_s - self._opened_s
+        sound = all(sound for sound, _ in self._conditions.values()) and not self._unseen
+        return (self._returned and age_s >= self._pace.return_s) or (not sound and age_s >= self._pace.reopen_s)
 
     def look(self, now_s: float) -> GpuSnapshot:
         """Raises NvmlDownError."""
-        if now_s - self._enumerated_s >= ENUMERATE_S or _count() != self._count:
+        if now_s - self._enumerated_s >= self._pace.enumerate_s or _count() != self._count:
             self._enumerate(now_s)
         readings = self._read_all(now_s)
-        seen = {uuid: (reading.sound, reading.mig_enabled) for uuid, reading in readings.items()}
-        if self._sound and seen != self._sound:
+        if self._changed(readings):
             self._enumerate(now_s)
             readings = self._read_all(now_s)
-            seen = {uuid: (reading.sound, reading.mig_enabled) for uuid, reading in readings.items()}
-        self._sound = seen
+            self._changed(readings)
         return GpuSnapshot(
             at_s=now_s,
             up=True,
             because=self._unseen,
             driver_version=self._versions[0],
             cuda_version=self._versions[1],
-            gpus=tuple(device.gpu for device in self._devices.values()),
+            gpus=self.gpus,
             readings=readings,
         )
+
+    def _changed(self, readings: Mapping[str, GpuReading]) -> bool:
+        """Whether GPUs were lost, came back or changed their mode; what they support is then asked again."""
+        before = self._conditions
+        self._conditions = {uuid: (reading.sound, reading.mig_enabled) for uuid, reading in readings.items()}
+        changed = [uuid for uuid in before if self._conditions.get(uuid, before[uuid]) != before[uuid]]
+        for uuid in changed:
+            self._devices[uuid].unsupported.clear()
+            self._returned |= self._conditions[uuid][0] and not before[uuid][0]
+        return bool(changed)
 
     def _read_all(self, now_s: float) -> dict[str, GpuReading]:
         return {uuid: read(device, now_s) for uuid, device in self._devices.items()}
@@ -95,12 +123,14 @@ class Session:
         self._count = _count()
         self._enumerated_s = now_s
         self._unseen = ""
-        self._devices = {}
+        devices: dict[str, Device] = {}
         for device in self._found(before):
-            old = before.get(device.gpu.uuid)
-            if old and old.gpu == device.gpu:
-                device.unsupported = old.unsupported
-            self._devices[device.gpu.uuid] = device
+            uuid = device.gpu.uuid
+            if uuid not in devices or devices[uuid].handle is None:
+                devices[uuid] = device
+            if uuid in before and before[uuid].gpu == device.gpu:
+                device.unsupported |= before[uuid].unsupported
+        self._devices = devices
 
     def _found(self, before: Mapping[str, Device]) -> Iterator[Device]:
         """A GPU that does not tell its name keeps the one it had; without one it cannot be listed."""
@@ -111,7 +141,7 @@ class Session:
             except _ASKED as error:
                 _raise_if_down(error)
                 known = [device for device in before.values() if device.gpu.index == index]
-                yield from known
+                yield from (replace(device, fault=error) for device in known)
                 if not known:
                     self._unseen = f"GPU {index} does not tell who it is: {str(error).lower()}"
                 continue
@@ -123,10 +153,13 @@ def read(device: Device, now_s: float) -> GpuReading:
     """Raises NvmlDownError."""
     values: dict[str, Any] = {"at_s": now_s}
     try:
-        values |= _fields(device)
-        for question in QUESTIONS:
-            if question.gives not in values:
-                values |= _answer(device, question)
+        if device.handle is None:
+            _note(device, "nvmlDeviceGetHandleByIndex", device.fault or nvml_calls.NvmlError(_UNKNOWN))
+        else:
+            values |= _fields(device)
+            for question in QUESTIONS:
+                if question.gives not in values:
+                    values |= _answer(device, question)
     except _GpuFaultError as fault:
         values[fault.marks] = fault.value
     return GpuReading(**values)
@@ -168,7 +201,8 @@ def _answer(device: Device, question: Question) -> Mapping[str, Any]:
 
 
 def _note(device: Device, name: str, error: Exception) -> None:
-    match nvml_calls.fault_of(error):
+    fault = nvml_calls.fault_of(error)
+    match fault if device.handle or fault not in (Fault.UNSUPPORTED, Fault.NOT_NOW) else Fault.OTHER:
         case Fault.UNSUPPORTED:
             device.unsupported.add(name)
         case Fault.LOST:
