@@ -1,6 +1,7 @@
 """Real `docker-registry` processes on loopback, each behind a `FaultProxy` that counts, and misbehaves when told.
 
 `host` is the proxy's: clients and engines go through it. `backend_port` is the registry itself, for benchmarks.
+Debian has distribution 2.8 only, sid too; `REGISTRY3_BIN` names the program of a distribution 3 for the tests that want one.
 """
 
 import json
@@ -31,6 +32,7 @@ class RegistryUnavailableError(Exception):
 class Options:
     """`auth` is "none", "basic" or "token" (USER and PASSWORD); `storage` may be shared between registries."""
 
+    program: str = PROGRAM
     auth: str = "none"
     token_lifetime_s: int = 300
     read_only: bool = False
@@ -100,7 +102,7 @@ class Registry:
     def start(self) -> None:
         configuration = self.directory / "config.yml"
         configuration.write_text(json.dumps(self._configuration()))  # JSON is YAML
-        serve = f"exec {PROGRAM} serve {shlex.quote(str(configuration))}"
+        serve = f"exec {shlex.quote(self.options.program)} serve {shlex.quote(str(configuration))}"
         enclosed: list[str] = []
         if self.options.storage_bytes is not None:
             enclosed = ["unshare", "--mount"]
@@ -115,7 +117,7 @@ class Registry:
             )
         wait_until(self._listens_or_died, timeout_s=30, what="the registry to listen")
         if self._process.poll() is not None:
-            raise RuntimeError(f"docker-registry ended at once:\n{self._log_tail()}")
+            raise RuntimeError(f"{self.options.program} ended at once:\n{self._log_tail()}")
 
     def stop(self) -> None:
         """Uploads under way are cut; what is stored stays."""
@@ -170,8 +172,10 @@ class Registry:
 def start_registry(directory: Path, options: Options | None = None) -> Registry:
     """A running registry. Call `close` in the end."""
     options = options or Options()
-    if shutil.which(PROGRAM) is None:
-        raise RegistryUnavailableError("install docker-registry")
+    if shutil.which(options.program) is None:
+        raise RegistryUnavailableError(
+            "install docker-registry" if options.program == PROGRAM else f"no program {options.program}"
+        )
     if options.storage_bytes is not None and os.geteuid() != 0:
         raise RegistryUnavailableError("a small disk for a registry needs root")
     return Registry(directory, options).open()

@@ -60,6 +60,7 @@ class Bytes:
         self.size = len(body)
         self.digest = Digest.of(body)
         self.known_digest = self.digest if known else None
+        self.identity = str(self.digest)
         self.reads: list[int] = []
         self.verdict: BaseException | None = None
         self._chunk = chunk

@@ -6,10 +6,11 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from blobsources import StoreSource
-from building import MIB, failed
+from building import MIB, Site, failed
 from conftest import MakeFront
 from faultproxy import FaultProxy
 from faults import DropResponse, Stall
@@ -196,6 +197,25 @@ def test_ctrl_c_ends_a_build_at_once_and_says_how_to_go_on(place: Place, front: 
     assert job.named() is None
     stall.release()
     job.succeeds()
+
+
+@pytest.mark.registry3
+def test_a_killed_push_into_a_distribution_3_sends_only_the_rest(
+    ground: Ground, registry3: Registry, tmp_path: Path
+) -> None:
+    job = Place(ground, Site(tmp_path / "site"), registry3).push_stored(LARGE)
+    stall = Stall(20 * MIB, of="request")
+    rule = registry3.proxy.add(stall, method="PATCH", nth=1)
+    running = job.start()
+    assert stall.reached.wait(60)
+    running.kill()
+    registry3.proxy.remove(rule)
+    registry3.proxy.wait_for(lambda log: log[-1].finished)
+    registry3.forget()
+
+    job.succeeds()
+
+    assert sum(entry.request_bytes for entry in registry3.requests("PATCH")) < ground.weights_bytes(LARGE) - 19 * MIB
 
 
 @pytest.mark.parametrize("output", ["oci:{}/layout", "oci-archive:{}/image.tar"])

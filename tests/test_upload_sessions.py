@@ -17,12 +17,18 @@ from lasting_registry import LastingRegistry, Manners
 from registries import Registry
 from registry_client import BODY, MIB, Bar, Bytes, Time, close_connections, open_repository, pattern
 
+from appliance_builder.layer_bytes import LayerContent
 from appliance_builder.quirks import Quirks, quirks_for
 from appliance_builder.registry_errors import RegistryError
+from appliance_builder.registry_sink import RegistrySink
 from appliance_builder.sessions import UploadState
+from appliance_builder.stream import run_pass
 from appliance_builder.upload import upload
 from appliance_image.digest import Digest
 from appliance_image.errors import ApplianceError
+from appliance_image.layer import Blob, weights_layer
+from appliance_image.oci import LAYER_TAR
+from appliance_image.reference import ImageReference
 
 PLAIN = quirks_for("127.0.0.1")
 
@@ -219,6 +225,38 @@ def test_an_upload_goes_on_after_kill_9(
     assert not file.exists()
 
 
+@pytest.mark.registry3
+def test_a_distribution_3_takes_the_rest_after_kill_9(registry3: Registry, tmp_path: Path) -> None:
+    stall = Stall(12 * MIB, of="request")
+    rule = registry3.proxy.add(stall, method="PATCH", nth=1)
+    file = tmp_path / "sessions" / "upload.json"
+    first = _child(registry3.host, file)
+    assert stall.reached.wait(60)
+    first.kill()
+    first.wait()
+    registry3.proxy.remove(rule)
+    registry3.proxy.wait_for(lambda log: log[-1].finished)
+
+    second = _child(registry3.host, file)
+
+    assert second.wait() == 0
+    assert len(registry3.requests("POST")) == 1
+    goes_on_at = int(registry3.requests("PATCH")[1].headers["content-range"].partition("-")[0])
+    assert goes_on_at >= 12 * MIB - 65536
+    assert registry3.has_blob(str(Digest.of(_LONG)))
+
+
+@pytest.mark.registry3
+def test_a_distribution_3_takes_the_rest_after_a_cut(registry3: Registry) -> None:
+    registry3.proxy.add(Cut(3 * MIB, of="request"), method="PATCH", nth=1)
+    payload = Bytes(BODY)
+
+    upload(open_repository(registry3.host), payload, Bar(), quirks=PLAIN)
+
+    assert len(registry3.requests("POST")) == 1
+    assert registry3.has_blob(str(payload.digest))
+
+
 def test_a_session_that_the_registry_forgot_begins_anew(registry: Registry, tmp_path: Path) -> None:
     repository = open_repository(registry.host)
     state = UploadState(tmp_path / "upload.json", repository=repository, layer="x")
@@ -264,6 +302,34 @@ def test_a_session_is_kept_when_the_registry_goes_away(
     assert target.store.begun == 1
     assert payload.reads == [2 * MIB]
     assert target.store.blobs[str(payload.digest)] == BODY
+
+
+def test_a_layer_that_was_never_read_to_its_end_is_gone_on_with(
+    lasting: Callable[..., LastingRegistry], before: Callable[[LastingRegistry], FaultProxy], tmp_path: Path
+) -> None:
+    """Its digest is not known yet, but what it is put together from is."""
+    target = lasting()
+    proxy = before(target)
+    proxy.add(Cut(2 * MIB, of="request"), method="PATCH")
+    proxy.add(Answer(503), method="GET")
+    plan = weights_layer([Blob(Digest.of(BODY), len(BODY))])
+
+    def push() -> Digest:
+        repository = open_repository(proxy.host, time=Time(lambda: target.wait_for_bytes(2 * MIB)))
+        name = ImageReference.parse(f"{proxy.host}/ai/model:1")
+        sink = RegistrySink(repository, name, quirks=PLAIN, mount_from=lambda _: [], sessions=tmp_path)
+        content = LayerContent(plan, {Digest.of(BODY): Bytes(BODY)})
+        return run_pass(content, consumers=[lambda payload: sink.write(payload, LAYER_TAR, Bar())], plan=plan)
+
+    with pytest.raises(ApplianceError):
+        push()
+    proxy.clear()
+    digest = push()
+
+    assert target.store.begun == 1
+    assert target.store.patches[-1].content_range.startswith(f"{2 * MIB}-")
+    assert list(target.store.blobs) == [str(digest)]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

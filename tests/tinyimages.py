@@ -82,6 +82,7 @@ class MemoryPayload:
 
     def __init__(self, body: bytes, known: Digest | None, *, error: Exception | None = None) -> None:
         self.known_digest = known
+        self.identity = str(known) if known else None
         self.size = len(body)
         self._body, self._error = body, error
 

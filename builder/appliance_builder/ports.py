@@ -29,6 +29,12 @@ class Payload(Content, Protocol):
         """The digest, where it is known before the bytes were read."""
         ...
 
+    @property
+    def identity(self) -> str | None:
+        """What tells these very bytes from all others before they were read: what they are put together from, or their
+        digest. A promise, to be checked like any."""
+        ...
+
     def earned_digest(self) -> Digest:
         """Wait until every byte was read and checked against what was promised; raises what the source raised."""
         ...

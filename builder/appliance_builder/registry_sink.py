@@ -66,10 +66,10 @@ class RegistrySink:
     def write(self, payload: Payload, media_type: str, transfer: Transfer) -> None:
         del media_type
         state = None
-        if payload.known_digest:
+        if payload.identity:
             place = f"{self._repository.host}-{self._repository.name}".replace("/", "_").replace(":", "_")
-            path = self._sessions / f"{place}-{payload.known_digest.hex}.json"
-            state = UploadState(path, repository=self._repository, layer=str(payload.known_digest))
+            path = self._sessions / f"{place}-{Digest.of(payload.identity.encode()).hex}.json"
+            state = UploadState(path, repository=self._repository, layer=payload.identity)
         self._there.add(upload(self._repository, payload, transfer, quirks=self._quirks, state=state))
 
     def commit(self, built: Built) -> str:

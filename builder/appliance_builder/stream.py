@@ -14,6 +14,7 @@ from functools import partial
 
 from appliance_builder.layer_bytes import BlobCheck, Check, CorruptBlobError, LayerCheck
 from appliance_builder.ports import Content, Payload
+from appliance_image.contract import LAYOUT
 from appliance_image.digest import Digest
 from appliance_image.errors import ApplianceError
 from appliance_image.layer import LayerPlan
@@ -93,9 +94,10 @@ class _Verdict:
 
 
 class _LivePayload:
-    def __init__(self, content: Content, known: Digest | None, verdict: _Verdict) -> None:
+    def __init__(self, content: Content, known: Digest | None, identity: str | None, verdict: _Verdict) -> None:
         self.size = content.size
         self.known_digest = known
+        self.identity = identity
         self.feed = _Feed()
         self._content = content
         self._verdict = verdict
@@ -157,7 +159,8 @@ class _Pass:
         if self._plan and not self._known:  # a known layer digest was earned with every blob in it checked
             checks.append(BlobCheck(self._plan))
         hashing = [self._start_check(check) for check in checks]
-        payloads = [_LivePayload(self._content, self._known, self._verdict) for _ in consumers]
+        identity = _identity(self._known, self._plan)
+        payloads = [_LivePayload(self._content, self._known, identity, self._verdict) for _ in consumers]
         sending = [
             _Consumer(payload.feed, partial(work, payload), failed=self._fail)
             for work, payload in zip(consumers, payloads, strict=True)
@@ -233,6 +236,12 @@ class _Pass:
         if self._failure is None:
             self._failure = error
         self._verdict.fail(self._failure)
+
+
+def _identity(known: Digest | None, plan: LayerPlan | None) -> str | None:
+    if plan and plan.blobs:
+        return f"layout {LAYOUT} of {' '.join(str(blob.digest) for blob in plan.blobs)}"
+    return str(known) if known else None
 
 
 def run_pass(
