@@ -1,7 +1,10 @@
 """What `ollama-agent check` says of a broken host: for each fault its finding, the fix to type, and nothing besides."""
 
 import json
+import shlex
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from checkfacts import (
@@ -24,6 +27,7 @@ from checkfacts import (
     reading,
 )
 
+from appliance_agent import daemon_json
 from appliance_agent.check_facts import (
     Answer,
     CheckFacts,
@@ -42,6 +46,7 @@ from appliance_agent.finding import Finding, Severity
 from appliance_agent.findings import failed, findings
 from appliance_agent.gpus import Gpu, GpuSnapshot, RecoveryAction
 from appliance_agent.spec import SlotPlan
+from appliance_builder.cli import cli
 
 ERROR, WARNING = Severity.ERROR, Severity.WARNING
 NO_NVML = Nvml(GpuSnapshot(at_s=0.0, up=False, because="NVML Shared Library Not Found"))
@@ -511,7 +516,7 @@ def test_a_healthy_host_is_all_well() -> None:
     assert [finding.sentence for finding in found] == [
         "driver 550.54.15, 2 x NVIDIA L40S",
         "Docker Engine 28.5.2, API 1.51, data in /var/lib/docker",
-        "GPUs reach containers by CDI: CDI: the engine reports the devices",
+        "GPUs reach containers by CDI: the engine reports the devices",
         f"{IMAGE}: deepseek-r1:32b, Q4_K_M, 20.0 GiB",
         "2 slots, one GPU each, 127.0.0.1 ports 8880 to 8881",
         "the slots' ports and 9440 for metrics are free or ours",
@@ -523,6 +528,52 @@ def test_every_fault_says_what_to_type() -> None:
         for finding in trouble(findings(facts)):
             assert finding.fix or finding.code in ("late", "injection"), case
             assert not finding.sentence.endswith("."), case
+
+
+def commands() -> list[str]:
+    found = [line for facts, *_ in CASES.values() for finding in findings(facts) for line in finding.fix]
+    return sorted({line for line in found if not line.startswith("#")})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_what_is_to_be_typed_is_a_command(command: str) -> None:
+    checked = subprocess.run(["bash", "-n", "-c", command], check=False, capture_output=True, text=True)
+
+    assert checked.returncode == 0, checked.stderr
+    assert "\n" not in command
+
+
+def test_the_builders_commands_are_the_builders() -> None:
+    for command in commands():
+        words = shlex.split(command, comments=True)
+        if words[0] == "appliance":
+            named = cli.commands[words[1]]
+            known = {option for parameter in named.params for option in parameter.opts}
+            assert {word for word in words[2:] if word.startswith("-")} <= known, command
+
+
+def test_a_change_of_the_engines_configuration_keeps_what_is_there(tmp_path: Path) -> None:
+    file = tmp_path / "daemon.json"
+    for text, expected in (
+        (None, {"features": {"cdi": True}, "exec-opts": ["native.cgroupdriver=cgroupfs"]}),
+        (
+            '{"features": {"x": true}, "exec-opts": ["a=b"], "data-root": "/srv"}',
+            {
+                "features": {"x": True, "cdi": True},
+                "exec-opts": ["a=b", "native.cgroupdriver=cgroupfs"],
+                "data-root": "/srv",
+            },
+        ),
+    ):
+        file.unlink(missing_ok=True)
+        if text:
+            file.write_text(text)
+
+        for command in (daemon_json.cdi(), daemon_json.cgroupfs()):
+            changed = command.removeprefix("sudo ").removesuffix(f" && {daemon_json.RESTART}")
+            subprocess.run(["bash", "-c", changed.replace("/etc/docker/daemon.json", str(file))], check=True)
+
+        assert json.loads(file.read_text()) == expected
 
 
 def test_without_gpus_nothing_of_nvidia_is_looked_for() -> None:

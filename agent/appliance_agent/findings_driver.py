@@ -74,15 +74,7 @@ def _down(facts: CheckFacts, driver: DriverState) -> Finding:
 
 def _not_loaded(facts: CheckFacts, driver: DriverState) -> Finding:
     if driver.nouveau:
-        rebuild = "sudo dracut --force" if facts.host.distribution == "dnf" else "sudo update-initramfs -u"
-        return error(
-            _TOPIC,
-            "nouveau",
-            "the driver nouveau holds the GPU, NVIDIA's cannot be loaded beside it",
-            "printf 'blacklist nouveau\\noptions nouveau modeset=0\\n' | sudo tee /etc/modprobe.d/blacklist-nouveau.conf",
-            f"{rebuild} && sudo reboot",
-            see=f"{_INSTALL_GUIDE} (disabling nouveau)",
-        )
+        return _nouveau(facts)
     if driver.module_built and driver.library:
         return error(
             _TOPIC,
@@ -114,6 +106,18 @@ def _not_loaded(facts: CheckFacts, driver: DriverState) -> Finding:
         "no /proc/driver/nvidia, no libnvidia-ml.so.1",
         *_install(facts),
         see=_INSTALL_GUIDE,
+    )
+
+
+def _nouveau(facts: CheckFacts) -> Finding:
+    rebuild = "sudo dracut --force" if facts.host.distribution == "dnf" else "sudo update-initramfs -u"
+    return error(
+        _TOPIC,
+        "nouveau",
+        "the driver nouveau holds the GPU, NVIDIA's cannot be loaded beside it",
+        "printf 'blacklist nouveau\\noptions nouveau modeset=0\\n' | sudo tee /etc/modprobe.d/blacklist-nouveau.conf",
+        f"{rebuild} && sudo reboot",
+        see=f"{_INSTALL_GUIDE} (disabling nouveau)",
     )
 
 

@@ -37,7 +37,11 @@ def engine_findings(facts: CheckFacts) -> Iterator[Finding]:
             see=_INSTALL,
         )
         return
-    if engine.snap:
+    yield from _kind(facts, version, f"{version}, API {api}, data in {engine.facts.root}")
+
+
+def _kind(facts: CheckFacts, version: str, description: str) -> Iterator[Finding]:
+    if facts.engine.snap:
         yield error(
             _TOPIC,
             "engine-snap",
@@ -46,8 +50,8 @@ def engine_findings(facts: CheckFacts) -> Iterator[Finding]:
             see=_INSTALL,
         )
     else:
-        yield fine(_TOPIC, "engine", f"{version}, API {api}, data in {engine.facts.root}")
-    if engine.rootless:
+        yield fine(_TOPIC, "engine", description)
+    if facts.engine.rootless:
         yield warning(
             _TOPIC,
             "engine-rootless",

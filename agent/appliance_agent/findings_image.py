@@ -11,7 +11,7 @@ from appliance_agent.finding import Finding, error, fine, size, warning
 from appliance_image.contract import OLLAMA_MINIMUM_FOR_THINK
 from appliance_image.errors import ApplianceError
 from appliance_image.labels import THINK_PATCHED, Labels
-from appliance_image.reference import ImageReference, ModelName
+from appliance_image.reference import DOCKER_HUB, ImageReference, ModelName
 
 _TOPIC = "image"
 _GIBIBYTE = 1024**3
@@ -35,52 +35,42 @@ def image_findings(facts: CheckFacts) -> Iterator[Finding]:
 
 def _absent(facts: CheckFacts, image: ImageState) -> Finding:
     reference, host = facts.config.image, _registry(facts.config.image)
-    can_come = facts.config.pull != "never"
-    match image.answer:
-        case Answer.THERE if can_come:
-            return fine(
-                _TOPIC, "image-to-pull", f"{reference} is not on this host yet; {host} has it, the agent pulls it"
-            )
-        case Answer.THERE:
-            return error(
-                _TOPIC,
-                "image-absent",
-                f"{reference} is not on this host, and `pull` is `never`",
-                f"docker pull {reference}",
-            )
-        case Answer.NO_SUCH_IMAGE:
-            return error(
-                _TOPIC,
-                "image-unknown",
-                f"{reference} is not on this host, and {host} has no such image",
-                f"appliance build MODEL -t {reference} --push   # on the machine that builds images",
-                "# or correct `image` in the configuration",
-            )
-        case Answer.DENIED:
-            known = "the stored credentials are not good enough" if image.credentials else "no credentials are stored"
-            return error(
-                _TOPIC,
-                "registry-denied",
-                f"{reference} is not on this host, and {host} refuses to give it: {known}",
-                f"sudo docker login {host}",
-                see="`docker_config` in [engine] names the directory of config.json",
-            )
-        case Answer.UNREACHABLE:
-            return error(
-                _TOPIC,
-                "registry-unreachable",
-                f"{reference} is not on this host, and the Docker Engine cannot reach {host}: {image.detail}",
-                f"curl -sSI https://{host}/v2/ | head -1",
-                "docker load -i IMAGE.tar   # made with `appliance build MODEL -o IMAGE.tar` or `docker save`",
-                see=_LOAD,
-            )
-        case _:
-            return error(
-                _TOPIC,
-                "image-absent",
-                f"{reference} is not on this host" + (f", and {host} says: {image.detail}" if image.detail else ""),
-                f"docker pull {reference}",
-            )
+    there = image.answer is Answer.THERE
+    if there and facts.config.pull != "never":
+        return fine(_TOPIC, "image-to-pull", f"{reference} is not on this host yet; {host} has it, the agent pulls it")
+    if image.answer in (Answer.NO_SUCH_IMAGE, Answer.DENIED, Answer.UNREACHABLE):
+        return _refused(reference, host, image)
+    never = ", and `pull` is `never`" if facts.config.pull == "never" else ""
+    says = f", and {host} says: {image.detail}" if image.detail else ""
+    return error(_TOPIC, "image-absent", f"{reference} is not on this host{never or says}", f"docker pull {reference}")
+
+
+def _refused(reference: str, host: str, image: ImageState) -> Finding:
+    if image.answer is Answer.NO_SUCH_IMAGE:
+        return error(
+            _TOPIC,
+            "image-unknown",
+            f"{reference} is not on this host, and {host} has no such image",
+            f"appliance build MODEL -t {reference} --push   # on the machine that builds images",
+            "# or correct `image` in the configuration",
+        )
+    if image.answer is Answer.DENIED:
+        known = "the stored credentials are not good enough" if image.credentials else "no credentials are stored"
+        return error(
+            _TOPIC,
+            "registry-denied",
+            f"{reference} is not on this host, and {host} refuses to give it: {known}",
+            f"sudo docker login {host}",
+            see="`docker_config` in [engine] names the directory of config.json",
+        )
+    return error(
+        _TOPIC,
+        "registry-unreachable",
+        f"{reference} is not on this host, and the Docker Engine cannot reach {host}: {image.detail}",
+        f"curl -sSI {_url(host)}/v2/",
+        f"docker load -i IMAGE.tar   # written by `docker save -o IMAGE.tar {reference}` on a host that has it",
+        see=_LOAD,
+    )
 
 
 def _registry(reference: str) -> str:
@@ -88,6 +78,11 @@ def _registry(reference: str) -> str:
         return ImageReference.parse(reference).host
     except ApplianceError:
         return "the registry"
+
+
+def _url(host: str) -> str:
+    name = "registry-1.docker.io" if host == DOCKER_HUB else host
+    return f"http://{name}" if name.startswith(("localhost", "127.")) else f"https://{name}"
 
 
 def _disk(facts: CheckFacts, image: ImageState) -> Iterator[Finding]:
@@ -189,14 +184,14 @@ def _age_of_ollama(labels: Labels, reference: str) -> Iterator[Finding]:
             "ollama-old",
             f"{reference} has Ollama {labels.ollama_version}: before {least} a model that always thinks answers "
             "without the opening tag",
-            f"appliance build {labels.model} -t {reference} --base ollama/ollama:{least}",
+            f"appliance rebase {reference} --base ollama/ollama:{least} --push",
         )
     elif version and version < OLLAMA_MINIMUM_FOR_THINK:
         yield warning(
             _TOPIC,
             "ollama-old",
             f"{reference} has Ollama {labels.ollama_version}, this agent is tested with {least} and newer",
-            f"appliance build {labels.model} -t {reference} --base ollama/ollama:{least}",
+            f"appliance rebase {reference} --base ollama/ollama:{least} --push",
         )
 
 

@@ -26,14 +26,6 @@ _GPU_NAME = cdi_name("")
 _TRAP_HINT = "after `systemctl daemon-reload` running containers lose their GPUs and Ollama goes on on the CPU"
 
 
-_WAYS = {
-    Injection.NONE: "nothing",
-    Injection.CDI: "CDI",
-    Injection.RUNTIME: "the runtime `nvidia`",
-    Injection.DEVICE_REQUEST: "a device request, as `docker run --gpus` does",
-}
-
-
 def toolkit_findings(facts: CheckFacts, gpus: Sequence[Gpu]) -> Iterator[Finding]:
     """`gpus` are those that slots want; where the driver is down none is known, and the toolkit is looked at all the same."""
     engine = facts.engine.facts
@@ -45,7 +37,7 @@ def toolkit_findings(facts: CheckFacts, gpus: Sequence[Gpu]) -> Iterator[Finding
     if not way.sound and not bad:
         found.append(error(_TOPIC, "injection", f'`injection = "{facts.config.injection}"` cannot work: {way.because}'))
     elif gpus and not bad:
-        yield fine(_TOPIC, "injection", f"GPUs reach containers by {_WAYS[way.injection]}: {way.because}")
+        yield fine(_TOPIC, "injection", f"GPUs reach containers by {way.because}")
     yield from found
 
 
