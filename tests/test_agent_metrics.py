@@ -21,7 +21,8 @@ from appliance_agent.evidence import Canary, Outcome
 from appliance_agent.exposition import MirrorCollector
 from appliance_agent.snapshot import Snapshot
 
-GOLDEN = Path(__file__).parent / "recordings" / "agent" / "metrics.txt"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "recordings" / "agent" / "metrics.txt"
 
 
 def test_the_metrics_of_a_known_night_are_what_they_always_were() -> None:
@@ -103,6 +104,7 @@ def test_the_documentation_has_a_row_for_each_metric() -> None:
 
     assert len(rows) == len(CATALOGUE) + 2
     assert rows[2].startswith("| `appliance_backend_info` | gauge | `gpu`, `container`, ")
+    assert render_markdown() in (ROOT / "agent" / "METRICS.md").read_text()
 
 
 def test_odd_names_cannot_break_a_line() -> None:

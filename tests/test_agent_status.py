@@ -8,8 +8,10 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import snapshots
@@ -20,11 +22,13 @@ from appliance_agent.config import MetricsConfig
 from appliance_agent.front import Front
 from appliance_agent.slots import Now
 from appliance_agent.snapshot import Snapshot
+from appliance_agent.status import Status
 from appliance_agent.status_client import StatusUnavailableError, ask, url_of
 from appliance_agent.status_json import StatusError, parse, render
 from appliance_agent.status_view import status_of
 
-GOLDEN = Path(__file__).parent / "recordings" / "agent"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "recordings" / "agent"
 ALL = {
     "good_night": snapshots.good_night(),
     "bad_night": snapshots.bad_night(),
@@ -102,6 +106,28 @@ def test_a_number_that_is_none_is_null() -> None:
     gpu = json.loads(render(broken))["slots"][0]["gpus"][0]
 
     assert (gpu["power_watts"], gpu["temperature_celsius"]) == (None, None)
+
+
+def keys(kind: Any, path: str = "") -> Iterator[str]:
+    """The paths of all keys, from the types."""
+    arguments = get_args(kind)
+    if get_origin(kind) is UnionType:
+        yield from keys(arguments[0], path)
+    elif get_origin(kind) is tuple:
+        yield from keys(arguments[0], f"{path}[]")
+    elif is_dataclass(kind):
+        for name, inner in get_type_hints(kind).items():
+            yield from keys(inner, f"{path}.{name}".lstrip("."))
+    else:
+        yield path
+
+
+def test_every_key_is_documented_and_no_other() -> None:
+    documented = re.findall(r"^\| `([^`]+)` \|", (ROOT / "agent" / "STATUS.md").read_text(), re.MULTILINE)
+    same = {re.sub(r"good_canary\..*", "good_canary", key) for key in keys(Status)}
+
+    assert len(documented) == len(set(documented))
+    assert set(documented) == same
 
 
 # the command
