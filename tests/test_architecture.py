@@ -47,13 +47,21 @@ DECIDING = {
         "think",
     ),
     "appliance_agent": (
+        "catalogue",
         "check_facts",
         "check_render",
         "daemon_json",
         "finding",
         "findings",
         "gpu_choice",
+        "metrics",
         "slot_plan",
+        "status",
+        "status_columns",
+        "status_json",
+        "status_table",
+        "status_view",
+        "terminal_text",
     ),
 }
 DOING = {

@@ -7,15 +7,15 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from appliance_agent import config, status_client
-from appliance_agent.config_file import load
-from appliance_agent.status_json import parse
-from appliance_agent.status_table import Window, render_table
-from appliance_agent.status_watch import watch
+from appliance_agent import config
 from appliance_image.errors import ApplianceError
+
+if TYPE_CHECKING:
+    from appliance_agent.status_table import Window
 
 _PLAIN_COLUMNS = 120  # where the output is no terminal
 _WATCH_TIMEOUT_S = 2.0
@@ -38,6 +38,11 @@ def status(path: Path, url: str | None, as_json: bool, live: bool, history: int)
     """What runs where, since when, how fast, and what was done lately and why."""
     if as_json and live:
         raise click.UsageError("--json and --watch do not go together: programs may ask /status again")
+    from appliance_agent import status_client  # noqa: PLC0415 - `run` needs none of it
+    from appliance_agent.status_json import parse  # noqa: PLC0415
+    from appliance_agent.status_table import render_table  # noqa: PLC0415
+    from appliance_agent.status_watch import watch  # noqa: PLC0415
+
     where = url or status_client.url_of(_metrics(path))
 
     def window() -> Window:
@@ -56,6 +61,8 @@ def status(path: Path, url: str | None, as_json: bool, live: bool, history: int)
 
 def _metrics(path: Path) -> config.MetricsConfig:
     """A file that was broken after the agent has read it must not hide what the agent does."""
+    from appliance_agent.config_file import load  # noqa: PLC0415
+
     default = config.MetricsConfig()
     if path == Path(config.DEFAULT_PATH) and not path.exists():
         return default
@@ -69,6 +76,8 @@ def _metrics(path: Path) -> config.MetricsConfig:
 
 
 def _window(history: int) -> Window:
+    from appliance_agent.status_table import Window  # noqa: PLC0415
+
     terminal = sys.stdout.isatty()
     columns, lines = _size() if terminal else (_PLAIN_COLUMNS, 0)
     return Window(

@@ -6,6 +6,7 @@ did. What mirrors the snapshot is rendered for each snapshot once, however many 
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
 import zlib
@@ -40,12 +41,13 @@ class MirrorCollector(Collector):
     def __init__(self, snapshots: Snapshots) -> None:
         self._snapshots = snapshots
         self._tally = XidTally()
+        self._python = platform.python_version()
         self._lock = threading.Lock()
 
     def families(self, snapshot: Snapshot) -> Iterator[Family]:
         with self._lock:
             self._tally = self._tally.after(snapshot.gpus.xids)
-            return families(snapshot, self._tally)
+            return families(snapshot, self._tally, python=self._python)
 
     def collect(self) -> Iterator[ClientMetric]:
         snapshot = self._snapshots()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -49,8 +48,8 @@ def xid_label(code: int) -> str:
     return str(code) if str(code) in names.XIDS else names.OTHER_XID
 
 
-def families(snapshot: Snapshot, tally: XidTally) -> Iterator[Family]:
-    yield from _agent(snapshot)
+def families(snapshot: Snapshot, tally: XidTally, *, python: str) -> Iterator[Family]:
+    yield from _agent(snapshot, python)
     yield from _neighbours(snapshot)
     yield from _backends(snapshot)
     yield from _gpus(snapshot)
@@ -61,8 +60,8 @@ def _one(metric: Metric, value: float, *labels: str) -> Family:
     return Family(metric, [(labels, value)])
 
 
-def _agent(snapshot: Snapshot) -> Iterator[Family]:
-    yield _one(names.BUILD_INFO, 1, snapshot.version, platform.python_version())
+def _agent(snapshot: Snapshot, python: str) -> Iterator[Family]:
+    yield _one(names.BUILD_INFO, 1, snapshot.version, python)
     yield _one(names.RELOAD_SUCCESSFUL, not snapshot.reload_problem)
     yield _one(names.RELOAD_SUCCESS, snapshot.reloaded_wall_s or snapshot.started_wall_s)
     yield _one(names.TICKS, snapshot.ticks)
