@@ -64,6 +64,11 @@ def test_while_nvml_is_down_no_gpu_is_up() -> None:
     assert scraped.value("nvml_up") == 0
 
 
+def test_a_host_that_wants_no_gpu_says_nothing_of_nvml() -> None:
+    assert Scraped(snapshots.without_gpus()).value("nvml_up") is None
+    assert {name for name, _ in Scraped(snapshots.without_gpus()).series() if "_gpu_" in name} == set()
+
+
 def test_a_card_that_is_gone_from_the_bus_keeps_its_slot_and_its_uuid() -> None:
     base = snapshots.good_night(2)
     gone = replace(base.gpus, gpus=base.gpus.gpus[1:], readings={snapshots.uuid(1): snapshots.reading(1)})

@@ -127,7 +127,7 @@ GPU_COLLECTED = _gauge(
 # the host
 ENGINE_UP = _gauge("engine_up", "Whether the Docker Engine answers.", "Docker")
 ENGINE_INFO = _gauge("engine_info", "Which Docker Engine it is, constant 1.", "Docker", "version")
-NVML_UP = _gauge("nvml_up", "Whether NVML answers within its deadline.", "NVML")
+NVML_UP = _gauge("nvml_up", "Whether NVML answers within its deadline; absent where no GPU is wanted.", "NVML")
 HOST_PROBLEMS = _gauge("host_problems", "How many things stand in the way of the whole host.", "the agent")
 
 # the agent itself

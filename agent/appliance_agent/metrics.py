@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from appliance_agent import catalogue as names
 from appliance_agent.catalogue import Metric
+from appliance_agent.config import GpuChoice
 from appliance_agent.gpus import GpuReading, RecoveryAction, Xid
 from appliance_agent.slots import Slot
 from appliance_agent.snapshot import Snapshot
@@ -74,7 +75,8 @@ def _neighbours(snapshot: Snapshot) -> Iterator[Family]:
     yield _one(names.ENGINE_UP, snapshot.engine.up)
     if facts:
         yield _one(names.ENGINE_INFO, 1, facts.version)
-    yield _one(names.NVML_UP, snapshot.gpus.up)
+    if snapshot.config.gpus != GpuChoice.NONE:
+        yield _one(names.NVML_UP, snapshot.gpus.up)
 
 
 def _backends(snapshot: Snapshot) -> Iterator[Family]:

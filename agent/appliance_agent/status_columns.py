@@ -217,6 +217,8 @@ def _of_usual(slot: SlotStatus) -> Piece:
     if speed is None or not slot.baseline_tokens_per_second:
         return Piece("-")
     ratio = speed / slot.baseline_tokens_per_second
+    if slot.canary and slot.canary.outcome != "ok":
+        return Piece(f"{ratio:.0%}", Tone.DIM)
     return Piece(f"{ratio:.0%}", Tone.BAD if ratio < _BAD_RATIO else Tone.CARE if ratio < _CARE_RATIO else Tone.PLAIN)
 
 

@@ -1,0 +1,97 @@
+"""A real Prometheus finds the agent by /sd, scrapes it and can be asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
+from urllib.request import ProxyHandler, build_opener
+
+import pytest
+import snapshots
+from engines import wait_until
+from webclient import current
+
+from appliance_agent.config import MetricsConfig
+from appliance_agent.front import Front
+
+CONFIGURATION = """\
+global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+scrape_configs:
+  - job_name: appliance
+    http_sd_configs: [{{url: "http://127.0.0.1:{port}/sd", refresh_interval: 1s}}]
+    relabel_configs:
+      - {{source_labels: [__meta_appliance_host], target_label: host}}
+"""
+
+
+class Prometheus:
+    def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
+        self._port = port
+        self.process = process
+
+    def ask(self, query: str) -> dict[str, float]:
+        """Values by the labels that tell them apart."""
+        url = f"http://127.0.0.1:{self._port}/api/v1/query?query={quote(query)}"
+        try:
+            with build_opener(ProxyHandler({})).open(url, timeout=5) as answer:
+                result = json.load(answer)["data"]["result"]
+        except OSError:
+            return {}
+        return {" ".join(sorted(each["metric"].values())): float(each["value"][1]) for each in result}
+
+
+@pytest.fixture
+def front() -> Iterator[Front]:
+    made = Front(MetricsConfig("127.0.0.1", 0))
+    made.open()
+    made.publish(current(snapshots.bad_night()))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def prometheus(front: Front, tmp_path: Path) -> Iterator[Prometheus]:
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("no prometheus: sudo apt-get install prometheus")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    configuration = tmp_path / "prometheus.yml"
+    configuration.write_text(CONFIGURATION.format(port=front.port))
+    words = [
+        program, f"--config.file={configuration}", f"--storage.tsdb.path={tmp_path / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",
+    ]  # fmt: skip
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        yield Prometheus(port, process)
+        process.kill()
+
+
+def test_prometheus_finds_the_agent_and_sees_its_slots(front: Front, prometheus: Prometheus) -> None:
+    target = f"127.0.0.1:{front.port}"
+    wait_until(lambda: bool(prometheus.ask("up == 1")), timeout_s=60, what="a scrape that succeeded")
+
+    assert prometheus.ask("max by (host, instance) (up)") == {f"{target} gpuhost7": 1}
+    assert prometheus.ask('sum(appliance_backend_state{state="ready"})') == {"": 3}
+    assert prometheus.ask('appliance_backend_state{state="quarantined"} == 1 and on (gpu) appliance_gpu_info') != {}
+    joined = "appliance_gpu_temperature_celsius * on (gpu, uuid) group_left (name) appliance_gpu_info"
+    assert len(prometheus.ask(joined)) == 7
+    assert prometheus.ask("scrape_samples_scraped > 500") != {}
+
+
+def test_what_changes_between_two_scrapes_is_counted(front: Front, prometheus: Prometheus) -> None:
+    wait_until(lambda: bool(prometheus.ask("up == 1")), timeout_s=60, what="a scrape that succeeded")
+    front.events.canary(7, snapshots.canary())
+    front.publish(replace(snapshots.bad_night(), ticks=int(time.monotonic())))
+
+    wait_until(
+        lambda: any(prometheus.ask('increase(appliance_probe_attempts_total{gpu="7"}[1m])').values()),
+        timeout_s=60, what="the first increase",
+    )  # fmt: skip
