@@ -230,6 +230,9 @@ class Conversation:
             left_s = due_s - time.monotonic()
             stuck = engine.is_frozen(runner) or fault.hits("stall_mid_stream", index)
             stuck = stuck or (fault.name == "hang_before_first_token" and not index)
+            if fault.name == "spin" and index >= (fault.after or 0):
+                spin(POLL_S)
+                continue
             if left_s <= 0 and not stuck:
                 break
             time.sleep(min(POLL_S, left_s) if left_s > 0 else POLL_S)
@@ -258,6 +261,13 @@ class Conversation:
         if not self._wire.is_streaming:
             raise AnswerError(500, text)
         self._wire.chunk(said.dialect.media_type, said.dialect.broken(text), ends=True)
+
+
+def spin(duration_s: float) -> None:
+    """Keep a processor busy, as a server that computes in vain does."""
+    end_s = time.monotonic() + duration_s
+    while time.monotonic() < end_s:
+        pass
 
 
 def _without_end(speech: Plan, voice: Voice) -> Iterator[str]:

@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.engine.counts["clients_gone"] += 1
         finally:
             if not path.startswith("/standin/"):
-                self._log_access(path)
+                self._log_access()
 
     # the names are http.server's
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _serve  # noqa: N815 - as above
@@ -241,11 +241,11 @@ class Handler(BaseHTTPRequestHandler):
         data = text.encode()
         self.wfile.write((b"%x\r\n%s\r\n" % (len(data), data) if data else b"") + (b"0\r\n\r\n" if ends else b""))
 
-    def _log_access(self, path: str) -> None:
+    def _log_access(self) -> None:
         taken = standin_show.go_duration(time.monotonic_ns() - self.started_ns)
         client = self.headers.get("X-Forwarded-For", "").partition(",")[0].strip() or self.client_address[0]
         stamp = time.strftime("%Y/%m/%d - %H:%M:%S")
-        line = f'[GIN] {stamp} | {self._status:3d} | {taken:>13} | {client:>15} | {self.command:<7}  "{path}"'
+        line = f'[GIN] {stamp} | {self._status:3d} | {taken:>13} | {client:>15} | {self.command:<7}  "{self.path}"'
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 

@@ -105,7 +105,7 @@ class Settings:
 FAULTS = frozenset(
     {
         "never_load", "out_of_memory", "hang_before_first_token", "stall_mid_stream", "slow", "garbage", "error_500",
-        "error_mid_stream", "eof_without_done", "die", "cpu_fallback", "frozen",
+        "error_mid_stream", "eof_without_done", "die", "cpu_fallback", "frozen", "spin",
     }
 )  # fmt: skip
 
@@ -113,7 +113,7 @@ FAULTS = frozenset(
 @dataclass(frozen=True)
 class Fault:
     name: str = ""
-    after: int | None = None  # tokens of a stream that still come
+    after: int | None = None  # tokens of a stream that still come; `spin` has none by default
     factor: float = 10.0
     code: int = 1
     message: str = ""

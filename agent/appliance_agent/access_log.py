@@ -1,0 +1,194 @@
+"""What an Ollama container's log says, sans I/O: bytes or lines in, events out. Knows no wording that it can do without.
+
+Access lines come from gin (stdout, at the end of a request), timings from llama-server (stderr, Ollama 0.30 and newer),
+loads and truncations from Ollama itself. A line that is none of these is nothing; one that begins like these and goes
+on otherwise is counted as malformed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+INFERENCE: Final = frozenset(
+    {
+        "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/v1/chat/completions", "/v1/completions",
+        "/v1/embeddings", "/v1/responses", "/v1/messages",
+    }
+)  # fmt: skip
+_LINE_BYTES_MAX: Final = 64 * 1024
+_TASKS_MAX: Final = 64
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_ACCESS = re.compile(
+    r"\[GIN\] \d{4}/\d\d/\d\d - \d\d:\d\d:\d\d \|\s*(\d{3})\s*\|\s*(\S+)\s*\|\s*(\S*)\s*\|\s*([A-Z]+)\s+\"(.*)\"\s*"
+)
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)(ns|µs|us|ms|s))?")
+_UNITS: Final = {"ns": 1e-9, "µs": 1e-6, "us": 1e-6, "ms": 1e-3, "s": 1.0}
+_TIMING = re.compile(r"(?:slot\s+print_timing: id\s+(-?\d+) \| task (-?\d+) \|)?\s*(prompt eval|eval) time =(.*)")
+_FIGURES = re.compile(r"\s*([\d.]+) ms /\s*(\d+) (?:tokens|runs)")
+_STARTED = re.compile(r'msg="(?:llama runner|llama-server) started in ([\d.]+) seconds"')
+_STARTING = re.compile(r'msg="starting (?:runner|llama server|llama-server)".* --model ')
+_FAILED = re.compile(
+    r'msg="(?:NewLlamaServer failed|Load failed|error loading llama server|failed to load model metadata)".*?error=(?:"((?:[^"\\]|\\.)*)"|(\S+))'
+)
+_TRUNCATING = re.compile(r'msg="truncating input prompt" limit=(\d+) prompt=(\d+)')
+_OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A request that has ended. A stream that its client broke off says 200, too, and so do some that never began."""
+
+    status: int
+    duration_s: float  # gin cuts what is longer than a minute to whole seconds
+    client: str  # an address, or what X-Forwarded-For claimed
+    method: str
+    path: str
+    query: str = ""
+
+    @property
+    def is_inference(self) -> bool:
+        return self.method == "POST" and self.path in INFERENCE
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What llama-server spent on one request that it finished. Cached tokens of the prompt are not in it."""
+
+    prompt_tokens: int
+    prompt_s: float
+    answer_tokens: int
+    answer_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBegan:
+    """A runner for a model was started."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoad:
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """How many layers went to the GPU."""
+
+    layers: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Truncated:
+    """A prompt that was longer than the context; without numbers: an answer that was."""
+
+    prompt_tokens: int | None = None
+    limit_tokens: int | None = None
+
+
+Event = Access | Timing | LoadBegan | ModelLoad | LoadFailed | Offload | Truncated
+
+
+@dataclass(slots=True)
+class Parser:
+    """Of one container. Streams that are read apart need a parser each, or are fed line by line."""
+
+    malformed: int = 0
+    _rest: bytes = b""
+    _prompts: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict[tuple[str, str], tuple[int, float]])
+    _load_told: bool = False
+
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """Lines may be cut anywhere. What is too long for a line of these is dropped."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        self._rest = self._rest[:_LINE_BYTES_MAX]
+        for line in lines:
+            yield from self.line(line)
+
+    def line(self, line: bytes) -> Iterator[Event]:
+        text = line.decode("utf-8", "replace").rstrip("\r\n")
+        event = self._event(_ANSI.sub("", text) if "\x1b" in text else text)
+        if event is not None:
+            yield event
+
+    def _event(self, text: str) -> Event | None:
+        if text.startswith("[GIN]"):
+            return self._or_malformed(_access(text))
+        if "eval time =" in text:
+            return self._timing(text)
+        if text.startswith("time="):
+            return self._of_ollama(text)
+        if "truncated = 1" in text:
+            return Truncated()
+        match = _OFFLOADED.search(text)
+        return Offload(int(match[1]), int(match[2])) if match else None
+
+    def _timing(self, text: str) -> Timing | None:
+        match = _TIMING.search(text)
+        figures = _FIGURES.match(match[4]) if match else None
+        milliseconds = _number(figures[1]) if figures else None
+        if match is None or figures is None or milliseconds is None:
+            self.malformed += 1
+            return None
+        task, tokens, seconds = (match[1] or "", match[2] or ""), int(figures[2]), milliseconds / 1000
+        if match[3] == "prompt eval":
+            if len(self._prompts) >= _TASKS_MAX:
+                self._prompts.clear()
+            self._prompts[task] = (tokens, seconds)
+            return None
+        prompt_tokens, prompt_s = self._prompts.pop(task, (0, 0.0))
+        return Timing(prompt_tokens, prompt_s, tokens, seconds)
+
+    def _of_ollama(self, text: str) -> Event | None:
+        if _STARTING.search(text):
+            self._load_told = False
+            return LoadBegan()
+        if match := _STARTED.search(text):
+            told, self._load_told = self._load_told, True  # some versions say it twice
+            return None if told else ModelLoad(float(match[1]))
+        if match := _FAILED.search(text):
+            return LoadFailed((match[1] or match[2] or "").replace('\\"', '"'))
+        if match := _TRUNCATING.search(text):
+            return Truncated(prompt_tokens=int(match[2]), limit_tokens=int(match[1]))
+        return None
+
+    def _or_malformed(self, event: Event | None) -> Event | None:
+        self.malformed += event is None
+        return event
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of a Go duration such as 7.12µs or 1m23s."""
+    match = _DURATION.fullmatch(text)
+    number = _number(match[3] or "0") if match and text else None
+    if match is None or number is None:
+        return None
+    return int(match[1] or 0) * 3600 + int(match[2] or 0) * 60 + number * _UNITS.get(match[4] or "s", 1.0)
+
+
+def _access(text: str) -> Access | None:
+    match = _ACCESS.fullmatch(text)
+    duration_s = parse_duration(match[2]) if match else None
+    if match is None or duration_s is None:
+        return None
+    path, _, query = match[5].partition("?")
+    return Access(int(match[1]), duration_s, match[3], match[4], path, query)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,116 @@
+"""The canary: one streaming chat, reported piece by piece. However it ends is an outcome, never an exception.
+
+It has no deadline of its own: who started it sees how long it waits and may cancel it. It sends nothing that makes
+Ollama load the model anew, and no keep_alive, because that would stay in force after it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from appliance_agent.evidence import Canary, Outcome, Running
+from appliance_agent.http import Answer, Broken, Cancel, ExchangeError, Http, Server
+from appliance_image.chat import ChatError, Decoder, Done, Piece
+
+MARK: Final = "by=ollama-agent"  # gin logs the query, so our own lines can be told from users'
+Progress = Callable[[Running], None]
+_OUTCOMES: Final = {
+    Broken.REFUSED: Outcome.REFUSED,
+    Broken.TIMEOUT: Outcome.TIMEOUT,
+    Broken.CANCELLED: Outcome.TIMEOUT,
+    Broken.CUT: Outcome.STREAM_ERROR,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    prompt: str
+    tokens: int
+
+
+def ask(http: Http, server: Server, question: Question, *, progress: Progress, cancel: Cancel) -> Canary:
+    talk = _Talk(time.monotonic(), progress)
+    body = {
+        "model": server.model,
+        "messages": [{"role": "user", "content": question.prompt}],
+        "options": {"num_predict": question.tokens},
+        "stream": True,
+    }
+    try:
+        with http.exchange(server, f"/api/chat?{MARK}", body, cancel=cancel, silence_s=None) as answer:
+            if answer.status != 200:
+                return talk.ended(*failure(answer))
+            return talk.heard(answer)
+    except ExchangeError as error:
+        return talk.ended(outcome_of(error), str(error))
+    except ChatError as error:
+        return talk.ended(Outcome.STREAM_ERROR, error.message)
+
+
+def outcome_of(error: ExchangeError) -> Outcome:
+    return _OUTCOMES[error.how]
+
+
+def failure(answer: Answer) -> tuple[Outcome, str]:
+    """Of a status that is not 200, with the server's own words."""
+    text = answer.body(limit_bytes=64 * 1024).decode("utf-8", "replace").strip()
+    try:
+        words = str(json.loads(text)["error"])
+    except (ValueError, KeyError, TypeError):
+        words = text
+    outcome = Outcome.SERVER_BUSY if answer.status == 503 else Outcome.HTTP_ERROR
+    return outcome, f"status {answer.status}: {words[:300]}"
+
+
+class _Talk:
+    """What has been heard so far."""
+
+    def __init__(self, started_s: float, progress: Progress) -> None:
+        self._running = Running(started_s)
+        self._progress = progress
+        self._longest_gap_s: float | None = None
+        progress(self._running)
+
+    def heard(self, answer: Answer) -> Canary:
+        """Raises ChatError and ExchangeError."""
+        decoder = Decoder()
+        done: Done | None = None
+        for chunk in answer.chunks():
+            for event in decoder.feed(chunk):
+                if isinstance(event, Piece):
+                    self._piece(time.monotonic())
+                else:
+                    done = event
+        decoder.close()
+        if done is None or (self._running.pieces == 0 and done.answer_tokens < 2):  # the end token counts as one
+            return self.ended(Outcome.NO_TOKENS, "the answer is empty", done)
+        if self._running.pieces == 0:
+            self._piece(time.monotonic())  # tokens without a text of their own, such as tags
+        return self.ended(Outcome.OK, "", done)
+
+    def ended(self, outcome: Outcome, detail: str, done: Done | None = None) -> Canary:
+        running = self._running
+        first_s = running.first_token_s
+        return Canary(
+            started_s=running.started_s,
+            ended_s=time.monotonic(),
+            outcome=outcome,
+            detail=detail,
+            first_token_s=None if first_s is None else first_s - running.started_s,
+            longest_gap_s=self._longest_gap_s,
+            tokens=done.answer_tokens if done else 0,
+            tokens_per_s=done.tokens_per_s if done else None,
+            load_s=done.load_s if done else 0.0,
+        )
+
+    def _piece(self, now_s: float) -> None:
+        before = self._running
+        if before.last_token_s is not None:
+            self._longest_gap_s = max(self._longest_gap_s or 0.0, now_s - before.last_token_s)
+        first_s = now_s if before.first_token_s is None else before.first_token_s
+        self._running = replace(before, first_token_s=first_s, last_token_s=now_s, pieces=before.pieces + 1)
+        self._progress(self._running)

@@ -1,0 +1,96 @@
+"""Small questions to a model server, and the preload: a request that waits until the model is in memory."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from appliance_agent.canary import MARK, failure, outcome_of
+from appliance_agent.evidence import Load, Outcome
+from appliance_agent.http import Cancel, ExchangeError, Http, Server
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What `/api/ps` says of the server's model."""
+
+    loaded: bool
+    model_bytes: int = 0
+    vram_bytes: int = 0
+
+
+class NoAnswerError(Exception):
+    """The server answers otherwise than Ollama does."""
+
+
+_LIBRARY: Final = "registry.ollama.ai/"
+
+
+def version(http: Http, server: Server, *, cancel: Cancel, silence_s: float) -> str:
+    """Raises ExchangeError and NoAnswerError."""
+    return str(_document(http, server, "/api/version", cancel, silence_s).get("version") or "")
+
+
+def loaded(http: Http, server: Server, *, cancel: Cancel, silence_s: float) -> Loaded:
+    """A runner that died while it was idle is still listed. Raises ExchangeError and NoAnswerError."""
+    models = _document(http, server, "/api/ps", cancel, silence_s).get("models")
+    if not isinstance(models, list):
+        raise NoAnswerError("`/api/ps` lists no models")
+    for model in cast("list[object]", models):
+        row = cast("dict[str, object]", model) if isinstance(model, dict) else {}
+        if _full(server.model) in {_full(str(row.get("name"))), _full(str(row.get("model")))}:
+            return Loaded(loaded=True, model_bytes=_count(row.get("size")), vram_bytes=_count(row.get("size_vram")))
+    return Loaded(loaded=False)
+
+
+def preload(http: Http, server: Server, *, started_s: float, cancel: Cancel) -> Load:
+    """Without a deadline: a client that leaves during a load aborts it."""
+    try:
+        body = {"model": server.model}
+        with http.exchange(server, f"/api/generate?{MARK}", body, cancel=cancel, silence_s=None) as answer:
+            if answer.status != 200:
+                outcome, detail = failure(answer)
+            else:
+                outcome, detail = _verdict(answer.body())
+    except ExchangeError as error:
+        outcome, detail = outcome_of(error), str(error)
+    return Load(started_s, time.monotonic(), outcome, detail)
+
+
+def _verdict(body: bytes) -> tuple[Outcome, str]:
+    try:
+        node = _object(body)
+    except NoAnswerError as error:
+        return Outcome.STREAM_ERROR, str(error)
+    if "error" in node:
+        return Outcome.STREAM_ERROR, f"the server failed: {node['error']}"
+    return (Outcome.OK, "") if node.get("done") is True else (Outcome.STREAM_ERROR, "the load broke off")
+
+
+def _document(http: Http, server: Server, path: str, cancel: Cancel, silence_s: float) -> dict[str, Any]:
+    with http.exchange(server, f"{path}?{MARK}", cancel=cancel, silence_s=silence_s) as answer:
+        body = answer.body()
+        if answer.status != 200:
+            raise NoAnswerError(f"`{path}` gives status {answer.status}")
+    return _object(body)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        node = json.loads(body)
+    except ValueError:
+        node = None
+    if not isinstance(node, dict):
+        raise NoAnswerError(f"not an answer of Ollama: {body[:80]!r}")
+    return cast("dict[str, Any]", node)
+
+
+def _full(name: str) -> str:
+    short = name.lower().removeprefix(_LIBRARY).removeprefix("library/")
+    return short if ":" in short.rpartition("/")[2] else f"{short}:latest"
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,380 @@
+"""The canary and the preload against the stand-in: however a server behaves, the outcome says it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from engines import wait_until
+from scriptedstore import lay_scripted_models
+from standinserver import OllamaServer, chat
+
+from appliance_agent import canary, preload
+from appliance_agent.canary import MARK, Question
+from appliance_agent.evidence import Canary, Load, Outcome, Running
+from appliance_agent.http import Broken, Cancel, ExchangeError, Http, Meter, Server
+
+MODEL = "deepseek-r1:32b"
+BASE = {
+    "OLLAMA_NOPRUNE": "1",
+    "OLLAMA_KEEP_ALIVE": "-1",
+    "OLLAMA_MAX_LOADED_MODELS": "1",
+    "STANDIN_CONTROL": "1",
+    "STANDIN_LOAD_S": "0.05",
+    "STANDIN_TOKEN_S": "0.005",
+}
+QUESTION = Question("Say hello.", 8)
+Start = Callable[..., OllamaServer]
+Fault = tuple[str, dict[str, object]]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("store")
+    lay_scripted_models(place / "store", place)
+    return place / "store"
+
+
+@pytest.fixture
+def start(store: Path, tmp_path: Path) -> Iterator[Start]:
+    with contextlib.ExitStack() as stack:
+
+        def begin(**environment: str) -> OllamaServer:
+            return stack.enter_context(OllamaServer(store, tmp_path / "home", {**BASE, **environment}))
+
+        yield begin
+
+
+@pytest.fixture
+def http() -> Iterator[Http]:
+    opened = Http()
+    yield opened
+    opened.close()
+
+
+def at(server: OllamaServer | int, model: str = MODEL) -> Server:
+    return Server("127.0.0.1", server if isinstance(server, int) else server.port, model, Meter())
+
+
+class Asked:
+    """A canary under way in a thread."""
+
+    def __init__(self, http: Http, server: Server, pool: ThreadPoolExecutor) -> None:
+        self.heard: list[Running] = []
+        self.cancel = Cancel()
+        self.future: Future[Canary] = pool.submit(
+            canary.ask, http, server, QUESTION, progress=self.heard.append, cancel=self.cancel
+        )
+
+    @property
+    def newest(self) -> Running | None:
+        return self.heard[-1] if self.heard else None
+
+
+@pytest.fixture
+def asked(http: Http) -> Iterator[Callable[[Server], Asked]]:
+    with ThreadPoolExecutor() as pool:
+        all_asked: list[Asked] = []
+
+        def begin(server: Server) -> Asked:
+            all_asked.append(Asked(http, server, pool))
+            return all_asked[-1]
+
+        yield begin
+        for each in all_asked:
+            each.cancel()
+
+
+def ask(http: Http, server: Server) -> Canary:
+    return canary.ask(http, server, QUESTION, progress=lambda running: None, cancel=Cancel())
+
+
+def load(http: Http, server: Server) -> Load:
+    return preload.preload(http, server, started_s=time.monotonic(), cancel=Cancel())
+
+
+@contextlib.contextmanager
+def answering(answer: bytes, *, reset: bool = False) -> Iterator[int]:
+    """A server that gives every request these bytes and hangs up."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                link, _ = listener.accept()
+                with link:
+                    link.recv(65536)
+                    link.sendall(answer)
+                    if reset:
+                        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
+
+
+def test_a_good_answer_is_told_piece_by_piece(start: Start, asked: Callable[[Server], Asked]) -> None:
+    server = start()
+    talk = asked(at(server))
+    result = talk.future.result(10)
+
+    assert (result.outcome, result.detail) == (Outcome.OK, "")
+    assert result.tokens == QUESTION.tokens
+    assert result.tokens_per_s
+    assert result.first_token_s
+    assert result.longest_gap_s
+    assert [running.pieces for running in talk.heard] == list(range(len(talk.heard)))
+    assert talk.heard[0].first_token_s is None
+    assert talk.heard[1].first_token_s == talk.heard[-1].first_token_s
+    assert len(talk.heard) > 4
+
+
+def test_the_canary_tells_when_it_had_to_load_the_model(start: Start, http: Http) -> None:
+    server = at(start(STANDIN_LOAD_S="0.4"))
+    first, second = ask(http, server), ask(http, server)
+
+    assert first.load_s >= 0.4 > second.load_s
+
+
+def test_thinking_is_progress(start: Start, asked: Callable[[Server], Asked]) -> None:
+    server = start()
+    thinking = chat(server, options={"num_predict": 8}).text
+    talk = asked(at(server))
+
+    assert talk.future.result(10).outcome is Outcome.OK
+    assert '"thinking"' in thinking
+    assert len(talk.heard) > 1
+
+
+def test_the_canary_leaves_keep_alive_as_it_was(start: Start, http: Http) -> None:
+    server = start()
+    chat(server, keep_alive="1h")
+    before = _expires(server)
+    ask(http, at(server))
+    after = _expires(server)
+    chat(server, keep_alive=-1)
+    ask(http, at(server))
+
+    assert before[:13] == after[:13]  # to the hour
+    assert _expires(server).startswith("23")  # in the year 2319 or so: for ever
+    assert server.counts()["loads"] == 1
+
+
+def _expires(server: OllamaServer) -> str:
+    models = json.loads(server.ask("GET", "/api/ps").text)["models"]
+    return str(models[0]["expires_at"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "detail"),
+    [
+        (("error_500", {"message": "CUDA error"}), Outcome.HTTP_ERROR, "status 500: CUDA error"),
+        (("error_mid_stream", {"after": 4}), Outcome.STREAM_ERROR, "unexpected EOF"),
+        (("eof_without_done", {"after": 4}), Outcome.STREAM_ERROR, "broke off"),
+        (("garbage", {"after": 4}), Outcome.STREAM_ERROR, "no JSON"),
+        (("die", {"after": 4}), Outcome.STREAM_ERROR, ""),
+        (("out_of_memory", {}), Outcome.HTTP_ERROR, "out of memory"),
+    ],
+)
+def test_a_fault_is_an_outcome(start: Start, http: Http, fault: Fault, outcome: Outcome, detail: str) -> None:
+    server = start()
+    name, fields = fault
+    server.misbehave(name, **fields)
+    result = ask(http, at(server))
+
+    assert result.outcome is outcome
+    assert detail in result.detail
+    assert (result.first_token_s is not None) == (fields.get("after") == 4)
+
+
+def test_an_unknown_model_is_an_outcome(start: Start, http: Http) -> None:
+    result = ask(http, at(start(), "nobody:1b"))
+
+    assert result.outcome is Outcome.HTTP_ERROR
+    assert "status 404: model 'nobody:1b' not found" in result.detail
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (b"", Outcome.REFUSED),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", Outcome.REFUSED),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", Outcome.STREAM_ERROR),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello", Outcome.STREAM_ERROR),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", Outcome.STREAM_ERROR),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", Outcome.STREAM_ERROR),
+        (b'HTTP/1.1 503 Busy\r\nContent-Length: 17\r\n\r\n{"error":"queue"}', Outcome.SERVER_BUSY),
+        (b"HTTP/1.1 502 Bad\r\nContent-Length: 4\r\n\r\n<a/>", Outcome.HTTP_ERROR),
+        (
+            b'HTTP/1.1 200 OK\r\n\r\n{"message":{"content":""},"done":true,"eval_count":1}\n',
+            Outcome.NO_TOKENS,
+        ),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"message":{"content":""},"done":true,"eval_count":8}\n', Outcome.OK),
+    ],
+)  # fmt: skip
+def test_whatever_answers_there_is_an_outcome(http: Http, answer: bytes, outcome: Outcome) -> None:
+    with answering(answer) as port:
+        assert ask(http, at(port)).outcome is outcome
+
+
+def test_a_connection_that_is_reset_is_an_outcome(http: Http) -> None:
+    with answering(b"", reset=True) as port:
+        assert ask(http, at(port)).outcome is Outcome.REFUSED
+
+
+def test_no_server_is_an_outcome(http: Http) -> None:
+    with answering(b"") as port:
+        pass
+    result = ask(http, at(port))
+
+    assert result.outcome is Outcome.REFUSED
+    assert load(http, at(port)).outcome is Outcome.REFUSED
+
+
+@pytest.mark.parametrize("fault", ["hang_before_first_token", "never_load", "frozen", "spin"])
+def test_a_canary_that_hangs_is_shown_and_cancelled_at_once(
+    start: Start, asked: Callable[[Server], Asked], fault: str
+) -> None:
+    server = start()
+    server.misbehave(fault)
+    target = at(server)
+    talk = asked(target)
+    wait_until(lambda: server.counts().get("requests") == 1, timeout_s=10, what="the request")
+    assert not talk.future.done()
+    assert target.meter.connections == 1
+    talk.cancel()
+    result = talk.future.result(2)
+
+    assert result.outcome is Outcome.TIMEOUT
+    assert result.first_token_s is None
+    assert talk.newest is not None
+    assert talk.newest.pieces == 0
+    assert target.meter.connections == 0
+    server.misbehave("")
+    wait_until(lambda: server.counts().get("clients_gone") == 1, timeout_s=10, what="the server to notice")
+
+
+def test_a_stall_shows_in_the_age_of_the_last_token(start: Start, asked: Callable[[Server], Asked]) -> None:
+    server = start()
+    server.misbehave("stall_mid_stream", after=6)
+    talk = asked(at(server))
+    wait_until(lambda: server.counts().get("tokens", 0) >= 6, timeout_s=10, what="six tokens")
+    wait_until(lambda: bool(talk.newest and talk.newest.pieces), timeout_s=10, what="a piece")
+    stalled_s = time.monotonic()
+    server.misbehave("")
+    result = talk.future.result(10)
+
+    assert result.outcome is Outcome.OK
+    assert result.longest_gap_s is not None
+    last_s = [running.last_token_s for running in talk.heard if running.last_token_s is not None]
+    assert max(last_s) > stalled_s > min(last_s)
+
+
+def test_a_slow_server_is_slow_by_its_own_figures(start: Start, http: Http) -> None:
+    server = start()
+    usual = ask(http, at(server))
+    server.misbehave("slow", factor=20)
+    slow = ask(http, at(server))
+
+    assert usual.tokens_per_s
+    assert slow.tokens_per_s
+    assert slow.tokens_per_s < usual.tokens_per_s / 3
+
+
+def test_a_cancel_that_comes_first_ends_what_comes_after(start: Start, http: Http) -> None:
+    cancel = Cancel()
+    cancel()
+
+    assert (
+        canary.ask(http, at(start()), QUESTION, progress=lambda running: None, cancel=cancel).outcome is Outcome.TIMEOUT
+    )
+
+
+def test_our_requests_show_their_mark_in_the_log(start: Start, http: Http) -> None:
+    server = start()
+    preload.version(http, at(server), cancel=Cancel(), silence_s=2)
+    load(http, at(server))
+    ask(http, at(server))
+    wait_until(lambda: len(server.stdout) >= 5, timeout_s=5, what="the access lines")
+    lines = [line for line in server.stdout if line.startswith("[GIN]")]
+
+    assert len(lines) == 3
+    assert all(f'?{MARK}"' in line for line in lines)
+
+
+def test_the_meter_counts_about_what_the_server_sent(start: Start, http: Http) -> None:
+    target = at(start())
+    ask(http, target)
+    exact = 1500
+
+    assert exact / 2 < target.meter.received_bytes < exact * 2
+
+
+def test_a_preload_waits_for_the_load_and_can_be_cancelled(start: Start, http: Http) -> None:
+    server = start(STANDIN_LOAD_S="0.3")
+    good = load(http, at(server))
+    loaded = preload.loaded(http, at(server), cancel=Cancel(), silence_s=2)
+
+    assert good.outcome is Outcome.OK
+    assert good.ended_s is not None
+    assert good.ended_s - good.started_s >= 0.3
+    assert loaded.loaded
+    assert loaded.model_bytes > 0
+
+
+@pytest.mark.parametrize(("fault", "outcome"), [("out_of_memory", Outcome.HTTP_ERROR), ("die", Outcome.REFUSED)])
+def test_a_load_that_fails_is_an_outcome(start: Start, http: Http, fault: str, outcome: Outcome) -> None:
+    server = start()
+    if fault == "die":
+        server.process.kill()
+        server.process.wait()
+    else:
+        server.misbehave(fault)
+
+    assert load(http, at(server)).outcome is outcome
+
+
+def test_a_model_that_is_not_in_memory_is_not_loaded(start: Start, http: Http) -> None:
+    server = start(STANDIN_GPU="Tesla T4")
+    before = preload.loaded(http, at(server), cancel=Cancel(), silence_s=2)
+    server.ask("POST", "/api/generate", {"model": "tiny:latest"})
+    other = preload.loaded(http, at(server), cancel=Cancel(), silence_s=2)
+    short = preload.loaded(http, at(server, "Tiny"), cancel=Cancel(), silence_s=2)
+
+    assert (before.loaded, other.loaded, short.loaded) == (False, False, True)
+    assert short.vram_bytes == short.model_bytes > 0
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"hello", b'{"models":null}'])
+def test_something_else_than_ollama_lists_no_models(http: Http, body: bytes) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    with answering(answer) as port, pytest.raises(preload.NoAnswerError):
+        preload.loaded(http, at(port), cancel=Cancel(), silence_s=2)
+
+
+def test_a_server_that_is_silent_is_not_waited_for(http: Http) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(ExchangeError) as caught:
+        preload.version(http, at(listener.getsockname()[1]), cancel=Cancel(), silence_s=0.2)
+
+    assert caught.value.how is Broken.TIMEOUT
+
+
+def test_proxies_of_the_environment_are_not_asked(start: Start, http: Http, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    assert os.environ["HTTP_PROXY"]
+    assert ask(http, at(start())).outcome is Outcome.OK
