@@ -1,4 +1,4 @@
-"""The life of the NVML process and of the source over it: no driver, hangs, crashes, ends, and the kernel's log."""
+"""The life of the NVML process and of the source over it: no driver, hangs, crashes and ends."""
 
 import os
 import signal
@@ -11,12 +11,11 @@ from pathlib import Path
 import fakenvml
 import pytest
 from engines import wait_until
-from fakenvml import FakeGpu, World, kernel_line
+from fakenvml import FakeGpu, World
 from gpuwatch import FAST, GpuHost
 
 from appliance_agent.gpu_source import NvmlSource, Patience
 from appliance_agent.gpus import NO_GPUS
-from appliance_agent.kernel_log import KernelLog
 
 
 @pytest.fixture
@@ -125,16 +124,15 @@ def test_one_gpu_that_hangs_is_noticed_though_xids_still_come(host: GpuHost) -> 
         host.until_later()
         host.world.gpus[0].hangs.add("nvmlDeviceGetTemperature")
         host.change()
-        codes = [43, 45, 13, 31, 94]
-        for count, code in enumerate(codes, 1):
-            host.world.xid(host.world.gpus[1], code)
-            host.change()
-            wait_until(lambda: len(host.seen.xids) == count, timeout_s=20, what="the XID")  # noqa: B023 - used at once
-            next_s = time.monotonic() + 0.6
-            wait_until(lambda: time.monotonic() > next_s, timeout_s=20, what="a moment to pass")  # noqa: B023 - the same
 
-        assert not host.seen.up
-        assert [xid.code for xid in host.seen.xids] == codes
+        def given_up() -> bool:
+            host.world.xid(host.world.gpus[1], 1000 + len(host.world.xids))
+            host.change()
+            return not host.seen.up
+
+        wait_until(given_up, timeout_s=30, what="the hang")
+
+        assert len(host.seen.xids) > 1
 
 
 def test_a_process_that_cannot_be_killed_is_abandoned_and_there_are_never_more_than_so_many(host: GpuHost) -> None:
@@ -278,82 +276,3 @@ def test_closing_gives_back_every_descriptor(host: GpuHost) -> None:
         host.until_up()
 
     assert sorted(Path("/proc/self/fd").iterdir()) == before
-
-
-def test_the_kernels_log_tells_of_xids_while_nvml_hangs(host: GpuHost) -> None:
-    with host.watched(patience=Patience(answer_s=0.5, respawn_s=60)) as source:
-        assert source.reads_kernel_log
-        host.until_up()
-        host.world.hangs = True
-        host.change()
-        host.until(lambda seen: not seen.up, "the hang")
-        woken = host.woken
-        host.kernel("6,1,2,-;usb 1-1: new high-speed USB device\n")
-        host.kernel(kernel_line(host.world.gpus[1], 119) + " SUBSYSTEM=pci\n")
-        seen = host.until(lambda seen: bool(seen.xids), "the XID")
-
-        assert [(xid.uuid, xid.code) for xid in seen.xids] == [("GPU-bbbb", 119)]
-        assert host.woken == woken + 1
-        assert not seen.up
-
-
-def test_what_nvml_and_the_kernel_both_tell_is_told_once(host: GpuHost) -> None:
-    first, second = host.world.gpus
-    with host.watched():
-        host.until_up()
-        host.until_later()
-        host.kernel(kernel_line(first, 94))
-        host.until(lambda seen: len(seen.xids) == 1, "the kernel's report")
-        host.world.xid(first, 94)
-        host.world.xid(second, 94)
-        host.change()
-        seen = host.until(lambda seen: len(seen.xids) == 2, "NVML's report of the other GPU")
-
-        assert [xid.uuid for xid in seen.xids] == ["GPU-aaaa", "GPU-bbbb"]
-
-
-def test_an_xid_of_a_gpu_nobody_knows_is_left_out(host: GpuHost) -> None:
-    with host.watched():
-        host.until_up()
-        host.kernel(kernel_line(FakeGpu("GPU-x", pci_bus_id="00000000:FF:1F.0"), 79))
-        host.kernel(kernel_line(host.world.gpus[0], 13))
-        seen = host.until(lambda seen: bool(seen.xids), "the XID of ours")
-
-        assert [xid.code for xid in seen.xids] == [13]
-
-
-def test_a_kernel_log_that_may_not_be_read_is_done_without(tmp_path: Path) -> None:
-    log = KernelLog(tmp_path / "none")
-    log.open()
-    log.close()
-
-    assert log.descriptor == -1
-
-
-def test_what_stood_in_the_log_before_is_not_news(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_text(kernel_line(FakeGpu("GPU-a", pci_bus_id="00000000:3B:00.0"), 79))
-    log = KernelLog(path)
-    log.open()
-    with path.open("a") as file:
-        file.write("NVRM: Xid (PCI:0000:3b:00): 13, Gra")
-        file.flush()
-        os.lseek(log.descriptor, 0, os.SEEK_CUR)
-
-    assert log.reports() == []
-    assert log.descriptor == -1  # a file that ends is no log of a kernel
-
-
-def test_a_record_that_comes_in_pieces_is_one(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    os.mkfifo(path)
-    log = KernelLog(path)
-    writer = os.open(path, os.O_RDWR)
-    log.open()
-    os.write(writer, b"NVRM: Xid (PCI:0000:3b:00): 1")
-    assert log.reports() == []
-    os.write(writer, b"3, Graphics\n")
-
-    assert log.reports() == [((0, 0x3B, 0), 13)]
-    log.close()
-    os.close(writer)

@@ -65,8 +65,8 @@ class Watch:
                 self._tried_s = now_s
                 self._open(now_s)
             if self._session:
+                self._listen()  # first: what happens while NVML is closed and opened is not heard
                 self._pipe.write(self._session.look(time.monotonic()))
-                self._listen()
                 return
         except NvmlDownError as error:
             self.close()

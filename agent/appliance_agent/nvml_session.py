@@ -154,35 +154,34 @@ def read(device: Device, now_s: float) -> GpuReading:
     values: dict[str, Any] = {"at_s": now_s}
     try:
         if device.handle is None:
-            _note(device, "nvmlDeviceGetHandleByIndex", device.fault or nvml_calls.NvmlError(_UNKNOWN))
-        else:
-            values |= _fields(device)
-            for question in QUESTIONS:
-                if question.gives not in values:
-                    values |= _answer(device, question)
-    except _GpuFaultError as fault:
-        values[fault.marks] = fault.value
+            fault = device.fault or nvml_calls.NvmlError(_UNKNOWN)
+            return GpuReading(now_s, error=_note(device, "nvmlDeviceGetHandleByIndex", fault) or str(fault).lower())
+        values |= _fields(device)
+        for question in QUESTIONS:
+            if question.gives not in values:
+                values = {**_answer(device, question), **values}  # the first error is the one that is told
+    except _GpuGoneError as gone:
+        values[gone.marks] = True
     return GpuReading(**values)
 
 
-class _GpuFaultError(Exception):
+class _GpuGoneError(Exception):
     """The GPU answers nothing more: the rest of its calls are not worth asking."""
 
-    def __init__(self, marks: str, value: bool | str) -> None:
+    def __init__(self, marks: str) -> None:
         super().__init__(marks)
         self.marks = marks
-        self.value = value
 
 
-def _fields(device: Device) -> dict[str, Any]:
+def _fields(device: Device) -> Mapping[str, Any]:
     wanted = tuple(field for field in FIELDS if field.key not in device.unsupported)
     if not wanted or FIELD_BATCH in device.unsupported:
         return {}
     try:
         answers = nvml_calls.ask_fields(device.handle, wanted)
     except _ASKED as error:
-        _note(device, FIELD_BATCH, error)
-        return {}
+        words = _note(device, FIELD_BATCH, error)
+        return {"error": words} if words else {}
     for field_, code, _, _ in answers:
         if code:
             _note(device, field_.key, nvml_calls.NvmlError(code))
@@ -196,25 +195,27 @@ def _answer(device: Device, question: Question) -> Mapping[str, Any]:
         try:
             return call.ask(device.handle)
         except _ASKED as error:
-            _note(device, call.name, error)
+            if words := _note(device, call.name, error):
+                return {"error": words}
     return {}
 
 
-def _note(device: Device, name: str, error: Exception) -> None:
-    fault = nvml_calls.fault_of(error)
-    match fault if device.handle or fault not in (Fault.UNSUPPORTED, Fault.NOT_NOW) else Fault.OTHER:
+def _note(device: Device, name: str, error: Exception) -> str:
+    """The error in words, if it is one to tell of."""
+    match nvml_calls.fault_of(error):
         case Fault.UNSUPPORTED:
             device.unsupported.add(name)
         case Fault.LOST:
-            raise _GpuFaultError("lost", True) from error
+            raise _GpuGoneError("lost") from error
         case Fault.RESET_REQUIRED:
-            raise _GpuFaultError("reset_required", True) from error
+            raise _GpuGoneError("reset_required") from error
         case Fault.HOST:
             raise NvmlDownError(nvml_calls.why_not_up(error)) from error
         case Fault.OTHER:
-            raise _GpuFaultError("error", f"{name}: {str(error).lower()}") from error
+            return f"{name}: {str(error).lower()}"
         case Fault.NOT_NOW:
             pass
+    return ""
 
 
 def _identity(handle: Handle, index: int) -> Gpu:

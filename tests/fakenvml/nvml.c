@@ -14,7 +14,7 @@
 
 enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9,
        TIMEOUT = 10, LOST = 15, RESET_REQUIRED = 16 };
-enum { GPUS = 16, MIGS = 8, RULES = 64, PROCESSES = 32, XIDS = 256, UUIDS = 512, TEXT = 96 };
+enum { GPUS = 16, MIGS = 8, RULES = 64, PROCESSES = 32, XIDS = 4096, UUIDS = 512, TEXT = 96 };
 
 typedef unsigned long long number;
 struct rule { char what, function[TEXT]; int value; };
@@ -361,6 +361,11 @@ static int next_event(struct event_set *set, struct event *event) {
                 *event = (struct event){set->registered[j], 8, xid->code, ~0u, ~0u};
                 return SUCCESS;
             }
+    }
+    /* A GPU that is lost must be registered anew when it returns. */
+    for (int j = 0; j < set->count; j++) {
+        struct device *device = device_of(set->registered[j]);
+        if (!device || device->lost) set->registered[j--] = set->registered[--set->count];
     }
     return TIMEOUT;
 }
