@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fcntl import ioctl
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -148,6 +149,22 @@ def test_leaving_gives_the_terminal_back_and_keeps_the_last_table(front: Front, 
         )  # fmt: skip
         assert after[0].endswith("\x1b[?7h\x1b[?25h")
         assert "Traceback" not in terminal.written
+
+
+def test_a_stopped_one_gives_the_terminal_back_and_comes_again(front: Front) -> None:
+    with Terminal(url(front)) as terminal:
+        terminal.wait_for("LATELY")
+        terminal.process.send_signal(signal.SIGTSTP)
+        wait_until(lambda: state_of(terminal.process.pid) == "T", timeout_s=20, what="the stop")
+        wait_until(lambda: terminal.written.endswith("\x1b[?1049l"), timeout_s=20, what="the shell's own screen")
+        before = len(terminal.frames)
+        terminal.process.send_signal(signal.SIGCONT)
+
+        wait_until(lambda: len(terminal.frames) > before, timeout_s=20, what="another picture")
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_it_says_for_how_long_the_agent_has_not_answered_and_goes_on_when_it_does(front: Front) -> None:
