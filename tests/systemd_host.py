@@ -51,7 +51,10 @@ class SystemdHost:
         return answer.stdout
 
     def systemctl(self, *words: str, timeout_s: float = 120) -> str:
-        return self.must("systemctl", *words, timeout_s=timeout_s)
+        answer = self.run("systemctl", *words, timeout_s=timeout_s)
+        if answer.status != 0:
+            raise HostError(f"systemctl {shlex.join(words)}: {answer.stderr}{self.log(words[-1])}")
+        return answer.stdout
 
     def write(self, path: str, text: str) -> None:
         (self.shared / "written").write_text(text)

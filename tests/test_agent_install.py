@@ -187,4 +187,5 @@ def test_a_folder_that_lacks_a_wheel_says_which_and_installs_nothing(host: Syste
     assert "No matching distribution found for httpx" in answer.stderr
     assert "error: the wheels in /shared/lacking do not fit together" in answer.stderr
     assert host.run("test", "-e", UNIT).status != 0
+    assert host.must("ls", "/opt/ollama-appliance/releases") == ""
     assert host.run(INSTALL).status == 0, "and a good folder repairs it"

@@ -29,6 +29,7 @@ class StateStore:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             handle = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            _give_to_owner(handle, directory)
         except OSError as error:
             raise StateError(
                 f"the state directory {directory} cannot be used: {error.strerror}",
@@ -76,8 +77,16 @@ class StateStore:
                 file.write(render(host, now))
                 file.flush()
                 os.fsync(file.fileno())
+                _give_to_owner(file.fileno(), self._file.parent)
             temporary.replace(self._file)
         except OSError as error:
             return f"the state cannot be saved in {self._file.parent}: {error.strerror}"
         self._kept = key
         return ""
+
+
+def _give_to_owner(handle: int, directory: Path) -> None:
+    """`ollama-agent down` may be root's; the service, which is not, has to read what that leaves."""
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        os.fchown(handle, owner.st_uid, owner.st_gid)
