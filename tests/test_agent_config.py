@@ -123,7 +123,7 @@ def test_every_mistake_is_told_at_once_with_the_path_of_its_key() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('iamge = "x"', "iamge: unknown key, did you mean `image`?"),
+        ('image_ = "x"', "image_: unknown key, did you mean `image`?"),
         ("gpu = 1", "gpu: unknown key, did you mean `gpus`?"),
         ("[engine]\nsocet = 1", "engine.socet: unknown key, did you mean `socket`?"),
         ("[heatlh]\nstall_s = 1", "heatlh: unknown key, did you mean `health`?"),
