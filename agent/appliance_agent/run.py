@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -26,7 +28,7 @@ from appliance_agent.notify import Notifier
 from appliance_agent.snapshot import Snapshot
 from appliance_agent.state_store import StateStore
 from appliance_agent.states import State
-from appliance_agent.watch import HealthWatch
+from appliance_agent.watch import Watch, log_follower
 
 _SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
@@ -46,7 +48,7 @@ def run_agent(path: Path, state: Path) -> None:
     config = load(path)
     journal = Journal.find(os.environ)
     notifier = Notifier.take(os.environ)
-    with ExitStack() as stack:
+    with _signals_held(), ExitStack() as stack:
         stack.callback(notifier.close)
         store = _opened(stack, state)
         front = Front(config.metrics)
@@ -84,7 +86,7 @@ def take_down(path: Path, state: Path) -> None:
                 told[-1] = problem
                 click.echo(f"waits: {problem}", err=True)
 
-    with ExitStack() as stack:
+    with _signals_held(), ExitStack() as stack:
         store = _opened(stack, state)
         made = _Neighbourhood(config, stack, None)
         loop = Loop(
@@ -126,16 +128,34 @@ class _Neighbourhood:
         self._engine = DockerSource(config, wake).start()
         self._stack.callback(self._engine.close)
         on_canary = self._front.events.canary if self._front else None
-        self._health = HealthWatch(config, wake, gpus=gpus.snapshot, on_canary=on_canary)
+        self._health = Watch(
+            config.health,
+            follow=log_follower(config.engine.socket),
+            gpus=gpus.snapshot,
+            wake=wake,
+            random=random.random,
+            on_canary=on_canary,
+        )
         self._health.start()
         self._stack.callback(self._health.close)
-        self._hands = DockerHands(config, self._engine, gpus=gpus.snapshot)
-        return Neighbours(engine=self._engine, gpus=gpus, health=self._health, hands=self._hands)
+        hands = DockerHands(config, self._engine, gpus.snapshot, clock=time.monotonic)
+        return Neighbours(engine=self._engine, gpus=gpus, health=self._health, hands=hands)
 
     def configure(self, config: Config) -> None:
         self._engine.configure(config)
-        self._health.configure(config)
-        self._hands.configure(config)
+        self._health.configure(config.health)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """For this thread and all that it starts: signals are waited for, they interrupt nobody."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        while signal.SIGTERM in signal.sigpending():
+            signal.sigwait({signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _until_stopped(loop: Loop) -> None:
@@ -150,19 +170,13 @@ def _until_stopped(loop: Loop) -> None:
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        thread = threading.Thread(target=work, name="loop")
-        thread.start()
-        while thread.is_alive():
-            if signal.sigwait(_SIGNALS) == signal.SIGHUP:
-                loop.reload()
-            else:
-                loop.stop()
-                thread.join()
-        if signal.SIGTERM in signal.sigpending():
-            signal.sigwait({signal.SIGTERM})
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    thread = threading.Thread(target=work, name="loop")
+    thread.start()
+    while thread.is_alive():
+        if signal.sigwait(_SIGNALS) == signal.SIGHUP:
+            loop.reload()
+        else:
+            loop.stop()
+            thread.join()
     if failures:
         raise failures[0]
