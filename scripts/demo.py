@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
 from building import TEMPLATE  # noqa: E402 - after the path is set
-from engines import Engine, EngineUnavailableError, desktop_engine, start_engine  # noqa: E402
+from engines import Engine, EngineUnavailableError, desktop_engine, desktop_refusal, start_engine  # noqa: E402
 from ollamastore import Config, lay_model  # noqa: E402
 from scriptedgguf import write_scripted_gguf  # noqa: E402
 from smallbase import assemble  # noqa: E402
@@ -105,7 +105,8 @@ def _engine(work: Path) -> Iterator[Engine]:
     try:
         private = start_engine("classic")
     except EngineUnavailableError as error:
-        sys.exit(f"error: no Docker Engine here, and none can be started: {error}\nhint: start Docker, or run as root")
+        hint = "start Docker, join its group (`sudo usermod -aG docker $USER`, then log in again), or run this as root"
+        sys.exit(f"error: no Docker Engine here: {desktop_refusal()}; and {error}\nhint: {hint}")
     print(f"one of its own for this demo: Docker {private.version}")
     with contextlib.closing(private):
         yield private

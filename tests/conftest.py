@@ -120,7 +120,8 @@ def _session_engine(kind: EngineKind, state: Path) -> Iterator[Engine]:
         desktop = desktop_engine(state)
         if desktop is None or desktop.kind != kind:
             pytest.skip(f"no Docker Engine of kind {kind}: {error}, and no Docker of yours of that kind answers")
-        yield desktop
+        with desktop.tidied():
+            yield desktop
         return
     try:
         yield private

@@ -26,6 +26,7 @@ from typing import Literal
 from debian_root import debian_root
 from enclosure import LOOPBACK, Enclosure
 from fakegpus import Toolkit
+from smallbase import MADE
 
 EngineKind = Literal["classic", "containerd"]
 KINDS: tuple[EngineKind, ...] = ("classic", "containerd")
@@ -255,6 +256,21 @@ class PrivateEngine(Engine):
 class DesktopEngine(Engine):
     """The user's own engine, when the tests do not run as root: used with care, never stopped."""
 
+    @contextmanager
+    def tidied(self) -> Iterator[None]:
+        """Afterwards the tests' images are gone: those that are new and as old as no image of the user's is."""
+        before = self._images()
+        try:
+            yield
+        finally:
+            for image in self._images() - before:
+                made = self.run_cli("image", "inspect", "--format={{.Created}}", image, check=False).stdout
+                if made.startswith(MADE.removesuffix("Z")):
+                    self.run_cli("image", "rm", "-f", image, check=False)
+
+    def _images(self) -> set[str]:
+        return set(self.run_cli("image", "ls", "-a", "-q", "--no-trunc").stdout.split())
+
 
 def docker_program() -> str:
     """The distribution's client; another one may come first on PATH."""
@@ -331,10 +347,9 @@ def _start_with_some_driver(engine: PrivateEngine) -> None:
 
 def desktop_engine(state: Path) -> DesktopEngine | None:
     """The engine that the user's `docker` talks to, if it answers."""
-    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    engine = DesktopEngine(kind="classic", docker_host=host, command_line_state=state)
     if shutil.which(docker_program()) is None:
         return None
+    engine = DesktopEngine(kind="classic", docker_host=_desktop_host(), command_line_state=state)
     answer = engine.run_cli("info", "--format", "{{.ServerVersion}} {{json .DriverStatus}}", check=False, timeout_s=20)
     version, _, status = answer.stdout.strip().partition(" ")
     if answer.returncode != 0 or not version:
@@ -342,6 +357,21 @@ def desktop_engine(state: Path) -> DesktopEngine | None:
     engine.version = version
     engine.kind = "containerd" if "io.containerd.snapshotter" in status else "classic"
     return engine
+
+
+def _desktop_host() -> str:
+    """Rootless engines and Docker Desktop are known by a context of the user's."""
+    words = [docker_program(), "context", "inspect", "--format={{.Endpoints.docker.Host}}"]
+    said = subprocess.run(words, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+    return os.environ.get("DOCKER_HOST") or said.stdout.strip() or "unix:///var/run/docker.sock"
+
+
+def desktop_refusal() -> str:
+    """Why `desktop_engine` has none, in the words of `docker`."""
+    if shutil.which(docker_program()) is None:
+        return "no `docker` on PATH"
+    answer = subprocess.run([docker_program(), "version"], check=False, capture_output=True, text=True, timeout=20)
+    return answer.stderr.strip().partition("\n")[0]
 
 
 def sweep(base: Path) -> None:

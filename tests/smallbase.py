@@ -22,7 +22,7 @@ from hostfiles import host_python, python_files, shared_libraries
 
 STANDIN = Path(__file__).parent / "standin"
 TAG = "org.opencontainers.image.ref.name"
-_MADE = "2024-01-01T00:00:00Z"
+MADE = "2024-01-01T00:00:00Z"  # in every image of the tests: on a desktop they are told from the user's by it
 _MTIME_S = 1_704_067_200
 _MERGED = ("bin", "lib", "lib64", "sbin")
 _INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -203,7 +203,7 @@ def _configuration(layers: Sequence[Layer], *, version: str, system: str, archit
         f"STANDIN_VERSION={version}",
     ]
     return {
-        "created": _MADE,
+        "created": MADE,
         "architecture": architecture,
         "os": system,
         "config": {
@@ -215,8 +215,8 @@ def _configuration(layers: Sequence[Layer], *, version: str, system: str, archit
         },
         "rootfs": {"type": "layers", "diff_ids": [layer.unpacked_digest for layer in layers]},
         "history": [
-            *({"created": _MADE, "created_by": "COPY . / # test base"} for _ in layers),
-            {"created": _MADE, "created_by": 'ENTRYPOINT ["/bin/ollama"]', "empty_layer": True},
+            *({"created": MADE, "created_by": "COPY . / # test base"} for _ in layers),
+            {"created": MADE, "created_by": 'ENTRYPOINT ["/bin/ollama"]', "empty_layer": True},
         ],
     }
 

@@ -136,8 +136,8 @@ def test_what_the_engine_is_comes_from_its_own_words(engine: AnyEngine, ours: En
     assert ours.facts.version == engine.version
     assert ours.facts.platform == HERE
     assert ours.facts.is_local
-    assert isinstance(engine, PrivateEngine)
-    assert ours.facts.data_root == engine.data_root
+    if isinstance(engine, PrivateEngine):
+        assert ours.facts.data_root == engine.data_root
     assert (ours.free_bytes() or 0) > 0
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from smallbase import MADE
 
 from appliance_builder.built import Built, BuiltImage, LayerOutline
 from appliance_builder.ports import Sink
@@ -186,7 +187,7 @@ def model_layer(text: str) -> Layer:
 def image(layers: Sequence[Layer], where: Platform = HERE, *, labels: dict[str, str] | None = None) -> BuiltImage:
     config = render_json(
         {
-            "created": "2023-11-14T22:13:20Z",
+            "created": MADE,
             "architecture": where.architecture,
             "os": where.os,
             "config": {"Entrypoint": ["/cat"], "Labels": labels or {"made-by": "test"}},
