@@ -1,0 +1,60 @@
+"""When a server is to be asked next, and when users' traffic makes that needless. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from appliance_agent.config import HealthConfig
+from appliance_agent.evidence import Evidence, Outcome
+
+YOUNG_S: Final = 2.0  # a request of ours is young for so long; one at a time on a host
+AT_ONCE: Final = float("-inf")
+_INTERVALS_LEFT_OUT: Final = 6
+_STARTING_S: Final = 0.5
+_STARTING_FOR_S: Final = 60.0
+_PATIENCE_S: Final = 60.0
+
+
+def due_s(evidence: Evidence, config: HealthConfig, *, asked_s: float | None, spread: float) -> float:
+    """`asked_s` is when we last stopped asking, `spread` a factor around one so that slots do not march in step."""
+    load, canary = evidence.load, evidence.last_canary
+    if asked_s is None:
+        return AT_ONCE
+    if evidence.refused_since_s is not None:
+        starting = asked_s - evidence.refused_since_s < _STARTING_FOR_S
+        return asked_s + (_STARTING_S if starting else config.canary_interval_s / 4)
+    if load and load.ended_s is not None and (canary is None or canary.started_s < load.ended_s):
+        return AT_ONCE if load.outcome is Outcome.OK else load.ended_s + config.canary_interval_s
+    if canary is None:
+        return asked_s + 2 * _STARTING_S
+    if is_troubled(evidence, config):
+        return asked_s + config.canary_interval_s / 4
+    return canary.started_s + config.canary_interval_s * spread
+
+
+def is_troubled(evidence: Evidence, config: HealthConfig) -> bool:
+    canary = evidence.last_canary
+    if canary is None:
+        return False
+    late = canary.first_token_s is not None and canary.first_token_s > config.first_token_s / 2
+    return canary.outcome is not Outcome.OK or late
+
+
+def is_left_out(evidence: Evidence, config: HealthConfig, now_s: float) -> bool:
+    """Whether users' traffic speaks for the server. A server that fails us is asked all the same."""
+    canary = evidence.last_canary
+    if canary is None or canary.outcome not in (Outcome.OK, Outcome.SERVER_BUSY):
+        return False
+    if now_s - canary.started_s >= _INTERVALS_LEFT_OUT * config.canary_interval_s:
+        return False
+    proofs = [at_s for at_s in (evidence.answer_line_s, evidence.flow_s) if at_s is not None]
+    return bool(proofs) and now_s - max(proofs) <= config.fresh_s
+
+
+def is_hopeless(evidence: Evidence, config: HealthConfig, now_s: float) -> bool:
+    """Whether a canary has waited for so long that it is to be given up; never while a load goes on."""
+    running = evidence.canary
+    if running is None:
+        return False
+    moved_s = max(running.started_s, running.last_token_s or 0.0, evidence.progress_s or 0.0)
+    return now_s - moved_s > config.silent_s + _PATIENCE_S

@@ -1,0 +1,121 @@
+"""What can be seen of a container from outside, without asking it: bytes, connections, GPU, CPU, and whether it moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from appliance_agent.access_log import Access
+from appliance_agent.evidence import Evidence
+from appliance_agent.flow import Flow
+from appliance_agent.gpu_facts import GpuFacts, gpu_facts
+from appliance_agent.gpus import GpuSnapshot
+from appliance_agent.http import Meter
+from appliance_agent.ports import Target
+from appliance_agent.procfs import Group, Processes
+
+_GPU_COMPUTES: Final = 0.05
+_CPU_COMPUTES: Final = 0.3  # cores
+_MOVED_BYTES: Final = 1024 * 1024
+_ANSWER_BYTES: Final = 100  # a broken-off request has a line, too, but no bytes
+
+
+class Sight:
+    """Of one container; used by one thread at a time."""
+
+    def __init__(self, target: Target, processes: Processes, meter: Meter, *, port: int) -> None:
+        self._target = target
+        self._processes = processes
+        self._meter = meter
+        self._port = port
+        self._visible = False
+        self._group: Group | None = None
+        self._flow = Flow()
+        self._cpu: tuple[float, float] | None = None  # when, CPU seconds
+        self._sizes: tuple[int, ...] = ()
+
+    def look(self, before: Evidence, snapshot: GpuSnapshot, *, flow_bytes_per_s: float, now_s: float) -> Evidence:
+        target = self._target
+        facts = gpu_facts(snapshot, target.gpus, self._belongs, now_s)
+        found = replace(
+            before,
+            on_gpu=facts.on_gpu,
+            on_gpu_since_s=before.on_gpu_since_s if facts.on_gpu is before.on_gpu else now_s,
+            gpu_memory_bytes=facts.memory_bytes,
+        )
+        if not self._is_visible():
+            return _computing(found, facts.utilization_ratio, None, now_s)
+        cores = self._cores(now_s) if facts.utilization_ratio is None else None
+        found = _computing(found, facts.utilization_ratio, cores, now_s)
+        if _is_waiting(found) and self._has_moved(facts):
+            found = replace(found, progress_s=now_s)
+        return self._traffic(found, flow_bytes_per_s, now_s)
+
+    def leave_out(self, line: Access) -> None:
+        self._flow.leave_out(line)
+
+    def is_answer(self, now_s: float) -> bool:
+        """Whether bytes were sent of late, as they are at the end of an answer. Where that cannot be seen, yes."""
+        self._sample(now_s)
+        lately = self._flow.bytes_lately()
+        return lately is None or lately >= _ANSWER_BYTES
+
+    def _traffic(self, before: Evidence, flow_bytes_per_s: float, now_s: float) -> Evidence:
+        self._sample(now_s)
+        rate = self._flow.rate()
+        own = self._meter.connections
+        peers = self._processes.connections(self._target.pid, self._port)
+        return replace(
+            before,
+            bytes_per_s=rate,
+            flow_s=now_s if rate is not None and rate >= flow_bytes_per_s else before.flow_s,
+            peers=None if peers is None else max(0, peers - own),
+        )
+
+    def _sample(self, now_s: float) -> None:
+        sent = self._processes.sent_bytes(self._target.pid) if self._is_visible() else None
+        if sent is not None:
+            self._flow.sample(now_s, sent_bytes=sent, own_bytes=self._meter.received_bytes)
+
+    def _is_visible(self) -> bool:
+        """The process id must be the container's: in another namespace, or later, it may be anybody's."""
+        if not self._visible:
+            self._visible = self._belongs(self._target.pid) is True
+            self._group = self._processes.group(self._target.pid) if self._visible else None
+        return self._visible
+
+    def _belongs(self, pid: int) -> bool | None:
+        return self._processes.same_container(pid, self._target.container_id)
+
+    def _cores(self, now_s: float) -> float | None:
+        used_s = self._group.cpu_s() if self._group else None
+        last, self._cpu = self._cpu, None if used_s is None else (now_s, used_s)
+        if used_s is None or last is None or now_s <= last[0]:
+            return None
+        return max(0.0, used_s - last[1]) / (now_s - last[0])
+
+    def _has_moved(self, facts: GpuFacts) -> bool:
+        group = self._group
+        sizes = (
+            facts.memory_bytes or 0,
+            (group.memory_bytes() or 0) if group else 0,
+            (group.read_bytes() or 0) if group else 0,
+        )
+        last = self._sizes or sizes
+        moved = any(abs(now - then) >= _MOVED_BYTES for now, then in zip(sizes, last, strict=True))
+        if moved or not self._sizes:
+            self._sizes = sizes  # small steps add up
+        return moved
+
+
+def _is_waiting(evidence: Evidence) -> bool:
+    """For a load, or for a first token that may need one."""
+    loading = evidence.load is not None and evidence.load.ended_s is None
+    return loading or not evidence.loaded or (evidence.canary is not None and not evidence.canary.pieces)
+
+
+def _computing(before: Evidence, utilization: float | None, cores: float | None, now_s: float) -> Evidence:
+    ratio = utilization if utilization is not None else cores
+    least = _GPU_COMPUTES if utilization is not None else _CPU_COMPUTES
+    computes = ratio is not None and ratio > least
+    return replace(before, compute_ratio=ratio, compute_s=now_s if computes else before.compute_s)

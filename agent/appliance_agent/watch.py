@@ -1,0 +1,163 @@
+"""The health source: watches containers and asks their servers now and then. One thread decides when; it never waits
+for a server. Each log and each request under way has a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from appliance_agent.access_log import Event
+from appliance_agent.config import HealthConfig
+from appliance_agent.evidence import Canary, Evidence
+from appliance_agent.gpus import GpuSnapshot
+from appliance_agent.http import Http
+from appliance_agent.log_tail import LogTail, Sink
+from appliance_agent.ports import Target, Wake
+from appliance_agent.procfs import Processes
+from appliance_agent.watched import Around, Follow, Watched
+
+LOOK_S: Final = 1.0
+_SPREAD: Final = 0.1
+
+
+class Watch:
+    """`random` gives numbers from 0 to 1. The callbacks are called from several threads and must not block."""
+
+    def __init__(
+        self,
+        config: HealthConfig,
+        *,
+        follow: Follow,
+        gpus: Callable[[], GpuSnapshot],
+        wake: Wake,
+        random: Callable[[], float],
+        processes: Processes | None = None,
+        server_port: int = 11434,
+        on_canary: Callable[[int, Canary], None] | None = None,
+        on_access: Callable[[int, Event], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._gpus = gpus
+        self._random = random
+        self._http = Http()
+        self._nudged = threading.Event()
+        self._around = Around(
+            self._http,
+            follow,
+            processes or Processes(),
+            server_port,
+            wake,
+            self._nudged.set,
+            on_canary or _nothing,
+            on_access or _nothing,
+        )
+        self._targets: tuple[Target, ...] = ()
+        self._watched: Mapping[int, Watched] = {}
+        self._spreads: dict[int, tuple[float | None, float]] = {}
+        self._looked_s = float("-inf")
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def watch(self, targets: tuple[Target, ...]) -> None:
+        if targets != self._targets:
+            self._targets = targets
+            self._nudged.set()
+
+    def configure(self, config: HealthConfig) -> None:
+        self._config = config
+        self._nudged.set()
+
+    def evidence(self) -> Mapping[int, Evidence]:
+        return {slot: watched.evidence for slot, watched in self._watched.items()}
+
+    def malformed_lines(self) -> Mapping[int, int]:
+        """Log lines by slot that began like one of Ollama's and went on otherwise."""
+        return {slot: watched.malformed_lines for slot, watched in self._watched.items()}
+
+    def close(self) -> None:
+        self._closed = True
+        self._nudged.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+        for watched in self._watched.values():
+            watched.stop()
+        for watched in self._watched.values():
+            watched.close()
+        self._http.close()
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._nudged.clear()
+            self._follow_targets()
+            now_s = time.monotonic()
+            if now_s - self._looked_s >= LOOK_S:
+                self._looked_s = now_s
+                self._look(now_s)
+            next_s = min(self._looked_s + LOOK_S, self._ask(now_s))
+            self._nudged.wait(max(0.01, next_s - time.monotonic()))
+
+    def _follow_targets(self) -> None:
+        wanted = {target.slot: target for target in self._targets}
+        kept = {slot: watched for slot, watched in self._watched.items() if wanted.get(slot) == watched.target}
+        gone = [watched for watched in self._watched.values() if watched not in kept.values()]
+        new = [Watched(target, self._around, self._config) for slot, target in wanted.items() if slot not in kept]
+        if gone or new:
+            self._watched = {watched.target.slot: watched for watched in (*kept.values(), *new)}
+        for watched in kept.values():
+            watched.config = self._config
+        for watched in gone:
+            watched.stop()
+            watched.close()
+        for watched in new:
+            watched.start()
+
+    def _look(self, now_s: float) -> None:
+        snapshot = self._gpus()
+        for watched in self._watched.values():
+            watched.look(snapshot, now_s)
+
+    def _ask(self, now_s: float) -> float:
+        """Asks whose turn it is; returns when the next turn may be."""
+        young_until_s = max((watched.young_until_s() for watched in self._watched.values()), default=float("-inf"))
+        next_s = float("inf")
+        for watched in sorted(self._watched.values(), key=self._due_s):
+            if not watched.may_ask(now_s):
+                continue
+            due_s = max(self._due_s(watched), young_until_s)
+            if due_s > now_s:
+                next_s = min(next_s, due_s)
+                continue
+            watched.ask(now_s)
+            young_until_s = watched.young_until_s()
+        return next_s
+
+    def _due_s(self, watched: Watched) -> float:
+        return watched.due_s(self._spread(watched))
+
+    def _spread(self, watched: Watched) -> float:
+        """A new factor for each canary."""
+        last = watched.evidence.last_canary
+        key, slot = last.started_s if last else None, watched.target.slot
+        if slot not in self._spreads or self._spreads[slot][0] != key:
+            self._spreads[slot] = (key, 1 + _SPREAD * (2 * self._random() - 1))
+        return self._spreads[slot][1]
+
+
+def _nothing(_slot: int, _what: object) -> None:
+    pass
+
+
+def log_follower(socket_path: str) -> Follow:
+    """Of a Docker Engine."""
+
+    def follow(container_id: str, sink: Sink) -> LogTail:
+        tail = LogTail(socket_path, container_id, sink)
+        tail.start()
+        return tail
+
+    return follow

@@ -1,0 +1,251 @@
+"""One container that is watched: its evidence, and the one request at a time that may be under way. Facts, no verdicts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from appliance_agent import canary, preload
+from appliance_agent.access_log import Access, Event, Parser, Timing
+from appliance_agent.canary import Question
+from appliance_agent.config import HealthConfig
+from appliance_agent.due import AT_ONCE, YOUNG_S, due_s, is_hopeless, is_left_out
+from appliance_agent.evidence import Canary, Evidence, Load, Outcome, Running
+from appliance_agent.gpus import GpuSnapshot
+from appliance_agent.http import Broken, Cancel, ExchangeError, Http, Meter, Server
+from appliance_agent.log_tail import Sink
+from appliance_agent.own_lines import OwnLines
+from appliance_agent.ports import Target, Wake
+from appliance_agent.procfs import Processes
+from appliance_agent.sight import Sight
+
+ANSWER_S: Final = 2.0  # for /api/ps and /api/version, which take a millisecond
+_CANARIES_MAX: Final = 20
+_SILENCE_S: Final = 1.0  # after so long a token is news
+
+
+class Closeable(Protocol):
+    def close(self) -> None: ...
+
+
+Follow = Callable[[str, Sink], Closeable]  # a container's log, line by line, from now on
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What all watched containers share."""
+
+    http: Http
+    follow: Follow
+    processes: Processes
+    server_port: int  # inside the containers
+    wake: Wake  # the loop
+    nudge: Callable[[], None]  # the thread that decides when to ask
+    on_canary: Callable[[int, Canary], None]
+    on_access: Callable[[int, Event], None]
+
+
+class Watched:
+    def __init__(self, target: Target, around: Around, config: HealthConfig) -> None:
+        self.target = target
+        self.config = config
+        self._around = around
+        meter = Meter()
+        self._server = Server(target.address, target.port, target.model, meter)
+        self._sight = Sight(target, around.processes, meter, port=around.server_port)
+        self._lock = threading.Lock()
+        self._evidence = Evidence(target.container_id, watched_since_s=time.monotonic())
+        self._parser = Parser()
+        self._own = OwnLines()
+        self._tail: Closeable | None = None
+        self._asker: threading.Thread | None = None
+        self._asking_since_s: float | None = None
+        self._asked_s: float | None = None
+        self._cancel = Cancel()
+        self._closed = False
+
+    @property
+    def evidence(self) -> Evidence:
+        return self._evidence
+
+    @property
+    def malformed_lines(self) -> int:
+        return self._parser.malformed
+
+    def start(self) -> None:
+        self._tail = self._around.follow(self.target.container_id, self._line)
+
+    def stop(self) -> None:
+        """Asks no more; does not wait."""
+        self._closed = True
+        self._cancel()
+
+    def close(self) -> None:
+        self.stop()
+        if self._tail:
+            self._tail.close()
+        if self._asker:
+            self._asker.join(10)
+
+    # --- the deciding thread -----------------------------------------------------------------------------------------
+
+    def look(self, snapshot: GpuSnapshot, now_s: float) -> None:
+        rate = self.config.flow_bytes_per_s
+        self._update(lambda before: self._sight.look(before, snapshot, flow_bytes_per_s=rate, now_s=now_s))
+        if is_hopeless(self._evidence, self.config, now_s):
+            self._cancel()
+
+    def due_s(self, spread: float) -> float:
+        return due_s(self._evidence, self.config, asked_s=self._asked_s, spread=spread)
+
+    def may_ask(self, now_s: float) -> bool:
+        return self._asking_since_s is None and not is_left_out(self._evidence, self.config, now_s)
+
+    def young_until_s(self) -> float:
+        """Until when a request of ours is young. A load may take its time."""
+        since_s, load = self._asking_since_s, self._evidence.load
+        loads = load is not None and load.ended_s is None
+        return AT_ONCE if since_s is None or loads else since_s + YOUNG_S
+
+    def ask(self, now_s: float) -> None:
+        self._asking_since_s = now_s
+        self._asker = threading.Thread(target=self._ask, name=f"ask {self.target.slot}", daemon=True)
+        self._asker.start()
+
+    # --- the asking thread -------------------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        try:
+            if not self._closed:
+                self._preload_or_canary()
+        finally:
+            self._asked_s = time.monotonic()
+            self._asking_since_s = None
+            self._around.nudge()
+
+    def _preload_or_canary(self) -> None:
+        self._cancel = cancel = Cancel()
+        if self._closed:  # in between
+            cancel()
+        listed = self._is_loaded(cancel)
+        if listed or (listed is False and self._was_just_loaded()):
+            self._canary(cancel)
+        elif listed is False:
+            self._preload(cancel)
+
+    def _was_just_loaded(self) -> bool:
+        """A load that went well is believed even if the model is listed under another name."""
+        load, last = self._evidence.load, self._evidence.last_canary
+        if load is None or load.ended_s is None or load.outcome is not Outcome.OK:
+            return False
+        return last is None or last.started_s < load.ended_s
+
+    def _is_loaded(self, cancel: Cancel) -> bool | None:
+        """None: it cannot be told, and nothing is to be asked that could begin a load."""
+        http, server, before = self._around.http, self._server, self._evidence
+        try:
+            if not before.ollama_version:
+                found = preload.version(http, server, cancel=cancel, silence_s=ANSWER_S)
+                self._answered(lambda evidence: replace(evidence, ollama_version=found))
+            state = preload.loaded(http, server, cancel=cancel, silence_s=ANSWER_S)
+        except preload.NoAnswerError:
+            self._answered(lambda evidence: evidence)
+            return bool(before.loaded)
+        except ExchangeError as error:
+            if error.how in (Broken.REFUSED, Broken.CUT):
+                self._refused()
+            return True if error.how is Broken.TIMEOUT and before.loaded else None
+        self._answered(
+            lambda evidence: replace(
+                evidence, loaded=state.loaded, model_bytes=state.model_bytes, vram_bytes=state.vram_bytes
+            )
+        )
+        return state.loaded
+
+    def _preload(self, cancel: Cancel) -> None:
+        load = Load(time.monotonic())
+        self._update(lambda before: replace(before, load=load))
+        load = preload.preload(self._around.http, self._server, started_s=load.started_s, cancel=cancel)
+        good = load.outcome is Outcome.OK
+        self._update(lambda before: replace(before, load=load, loaded=good or before.loaded))
+        self._around.wake()
+
+    def _canary(self, cancel: Cancel) -> None:
+        config = self.config
+        self._own.began(config.canary_tokens)
+        question = Question(config.canary_prompt, config.canary_tokens)
+        ended = canary.ask(self._around.http, self._server, question, progress=self._heard, cancel=cancel)
+        self._own.ended(ended.ended_s)
+        self._update(lambda before: _with(before, ended))
+        if not self._closed:
+            self._around.on_canary(self.target.slot, ended)
+        self._around.wake()
+
+    def _heard(self, running: Running) -> None:
+        before = self._evidence.canary
+        self._update(lambda evidence: replace(evidence, canary=running))
+        if before and running.last_token_s is not None:
+            quiet_since_s = before.started_s if before.last_token_s is None else before.last_token_s
+            if running.last_token_s - quiet_since_s > _SILENCE_S:
+                self._around.wake()
+
+    def _answered(self, change: Callable[[Evidence], Evidence]) -> None:
+        now_s = time.monotonic()
+        self._update(lambda before: replace(change(before), answered_s=now_s, refused_since_s=None))
+
+    def _refused(self) -> None:
+        now_s = time.monotonic()
+        news = self._evidence.refused_since_s is None
+        self._update(
+            lambda before: replace(before, refused_since_s=now_s if news else before.refused_since_s),
+        )
+        if news:
+            self._around.wake()
+
+    # --- the log's thread --------------------------------------------------------------------------------------------
+
+    def _line(self, line: bytes) -> None:
+        now_s = time.monotonic()
+        events = list(self._parser.line(line))
+        if not any(isinstance(event, Access) for event in events):
+            self._update(lambda before: replace(before, progress_s=now_s))
+        for event in events:
+            with self._lock:
+                ours = self._own.is_ours(event, now_s)
+                if not ours:
+                    self._evidence = self._with_event(self._evidence, event, now_s)
+            if not ours and not self._closed:
+                self._around.on_access(self.target.slot, event)
+
+    def _with_event(self, before: Evidence, event: Event, now_s: float) -> Evidence:
+        if isinstance(event, Timing):
+            return replace(before, answer_line_s=now_s) if event.answer_tokens else before
+        if not isinstance(event, Access):
+            return before
+        self._sight.leave_out(event)
+        if not event.is_inference:
+            return before
+        if event.status >= 500:
+            return replace(before, error_lines_in_a_row=before.error_lines_in_a_row + 1)
+        if event.ok and self._sight.is_answer(now_s):
+            return replace(before, answer_line_s=now_s, error_lines_in_a_row=0)
+        return before
+
+    def _update(self, change: Callable[[Evidence], Evidence]) -> None:
+        with self._lock:
+            self._evidence = change(self._evidence)
+
+
+def _with(before: Evidence, ended: Canary) -> Evidence:
+    good = ended.outcome is Outcome.OK
+    refused_s = ended.ended_s if before.refused_since_s is None else before.refused_since_s
+    return replace(
+        before,
+        canary=None,
+        canaries=(*before.canaries, ended)[-_CANARIES_MAX:],
+        loaded=good or before.loaded,
+        refused_since_s=refused_s if ended.outcome is Outcome.REFUSED else None if good else before.refused_since_s,
+    )

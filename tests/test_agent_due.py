@@ -1,0 +1,120 @@
+"""When a server is asked, when users' traffic makes it needless, and whose log lines are whose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from appliance_agent.access_log import Access, Event, Timing
+from appliance_agent.canary import MARK
+from appliance_agent.config import HealthConfig
+from appliance_agent.due import AT_ONCE, due_s, is_hopeless, is_left_out, is_troubled
+from appliance_agent.evidence import Canary, Evidence, Load, Outcome, Running
+from appliance_agent.own_lines import OwnLines
+
+CONFIG = HealthConfig(canary_interval_s=10, first_token_s=8, fresh_s=10, silent_s=300)
+NEW = Evidence("c1", watched_since_s=0.0, loaded=True)
+GOOD = Canary(100.0, 100.2, Outcome.OK, first_token_s=0.1)
+PROVED = replace(NEW, canaries=(GOOD,))
+
+
+def due(evidence: Evidence, asked_s: float | None = 100.2, spread: float = 1.0) -> float:
+    return due_s(evidence, CONFIG, asked_s=asked_s, spread=spread)
+
+
+def test_a_container_that_began_is_asked_at_once() -> None:
+    assert due(NEW, None) == AT_ONCE
+
+
+def test_a_healthy_server_is_asked_every_interval_from_start_to_start_with_its_spread() -> None:
+    assert due(PROVED) == 110.0
+    assert due(PROVED, spread=0.9) == 109.0
+
+
+def test_after_a_load_the_canary_comes_at_once() -> None:
+    loaded = replace(NEW, load=Load(50.0, 150.0, Outcome.OK))
+
+    assert due(loaded, 150.0) == AT_ONCE
+    assert due(replace(loaded, canaries=(GOOD,)), 150.0) == AT_ONCE
+    assert due(replace(loaded, canaries=(replace(GOOD, started_s=150.1),)), 150.4) == pytest.approx(160.1)
+
+
+def test_a_load_that_failed_is_tried_again_after_an_interval() -> None:
+    assert due(replace(NEW, load=Load(50.0, 150.0, Outcome.HTTP_ERROR)), 150.0) == 160.0
+
+
+@pytest.mark.parametrize(
+    "canary", [replace(GOOD, outcome=Outcome.STREAM_ERROR), replace(GOOD, first_token_s=4.1, ended_s=104.5)]
+)
+def test_trouble_is_looked_at_sooner(canary: Canary) -> None:
+    evidence = replace(NEW, canaries=(canary,))
+
+    assert is_troubled(evidence, CONFIG)
+    assert due(evidence, canary.ended_s) == canary.ended_s + 2.5
+
+
+def test_a_server_that_refuses_is_asked_twice_a_second_at_first() -> None:
+    refused = replace(PROVED, refused_since_s=100.0)
+
+    assert due(refused, 101.0) == 101.5
+    assert due(refused, 161.0) == 163.5
+
+
+@pytest.mark.parametrize(
+    ("evidence", "left_out"),
+    [
+        (PROVED, False),
+        (replace(PROVED, answer_line_s=105.0), True),
+        (replace(PROVED, flow_s=105.0), True),
+        (replace(PROVED, flow_s=105.0, answer_line_s=90.0), True),
+        (replace(PROVED, flow_s=99.0), False),
+        (replace(PROVED, flow_s=105.0, canaries=(replace(GOOD, started_s=49.0),)), False),
+        (replace(PROVED, flow_s=105.0, canaries=(replace(GOOD, outcome=Outcome.TIMEOUT),)), False),
+        (replace(PROVED, flow_s=105.0, canaries=(replace(GOOD, outcome=Outcome.SERVER_BUSY),)), True),
+        (replace(NEW, flow_s=105.0), False),
+    ],
+)
+def test_users_speak_for_a_server_for_a_while(evidence: Evidence, left_out: bool) -> None:
+    assert is_left_out(evidence, CONFIG, now_s=109.5) is left_out
+
+
+@pytest.mark.parametrize(
+    ("evidence", "hopeless"),
+    [
+        (PROVED, False),
+        (replace(PROVED, canary=Running(1000.0)), False),
+        (replace(PROVED, canary=Running(600.0)), True),
+        (replace(PROVED, canary=Running(600.0, 610.0, 900.0, 7)), False),
+        (replace(PROVED, canary=Running(600.0), progress_s=900.0), False),
+    ],
+)
+def test_a_canary_is_given_up_only_when_nothing_has_moved_for_long(evidence: Evidence, hopeless: bool) -> None:
+    assert is_hopeless(evidence, CONFIG, now_s=1000.0) is hopeless
+
+
+def access(query: str = "", path: str = "/api/chat") -> Access:
+    return Access(200, 0.1, "172.17.0.1", "POST", path, query)
+
+
+@pytest.mark.parametrize(
+    ("event", "ours"),
+    [(access(MARK), True), (access(MARK, "/api/ps"), True), (access(), False), (access(f"x&{MARK}"), False)],
+)
+def test_the_mark_tells_our_requests_from_users(event: Event, ours: bool) -> None:
+    assert OwnLines().is_ours(event, 0.0) is ours
+
+
+def test_each_canary_takes_one_short_timing_off() -> None:
+    short, long = Timing(5, 0.1, 9, 0.1), Timing(5, 0.1, 10, 0.1)
+    own = OwnLines()
+    before = own.is_ours(short, 9.0)
+    own.began(8)
+    during = [own.is_ours(event, 10.0) for event in (long, short, short)]
+    own.began(8)
+    own.ended(20.0)
+    after = [own.is_ours(short, now_s) for now_s in (22.5, 21.0, 21.5)]
+
+    assert before is False
+    assert during == [False, True, False]
+    assert after == [False, True, False]
