@@ -143,7 +143,9 @@ def main() -> None:
         serve(words.serve, words.slots)
         return
     measured = {kind: measure(kind, scrapes=words.scrapes, slots=words.slots) for kind in ("agent", "client")}
-    print(f"{words.slots} slots, {SCRAPERS} scrapers, {words.scrapes} scrapes each, a new snapshot for each scrape\n")
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    print(f"{words.slots} slots, {SCRAPERS} scrapers, {words.scrapes} scrapes each, a new snapshot for each scrape")
+    print(f"load of this machine: {load:.1f} for each core; much above 1, and p99 is the scheduler's\n")
     print("| | p50 | p99 | CPU a scrape | body, gzip | PSS |\n|---|---|---|---|---|---|")
     for kind, name in (("agent", "ollama-agent"), ("client", "prometheus_client's server")):
         told = measured[kind]

@@ -15,7 +15,9 @@ from appliance_agent.states import Reason, State
 from appliance_agent.status_view import container_of, release_of, wall_s
 
 _STALE_S = 10.0  # an older reading is no reading
-_ACTIONS = tuple(action for action in RecoveryAction if action is not RecoveryAction.NONE)
+_STATES = tuple((state, state.name.lower()) for state in State)
+_REASONS = tuple((reason, reason.value) for reason in Reason)
+_ACTIONS = tuple((action, action.name.lower()) for action in RecoveryAction if action is not RecoveryAction.NONE)
 
 Labels = tuple[str, ...]
 Row = tuple[Labels, float]
@@ -82,13 +84,14 @@ def _neighbours(snapshot: Snapshot) -> Iterator[Family]:
 def _backends(snapshot: Snapshot) -> Iterator[Family]:
     slots = snapshot.host.slots
     yield Family(names.BACKEND_INFO, [(_backend_labels(snapshot, slot), 1) for slot in slots])
+    indexed = [(str(slot.plan.index), slot) for slot in slots]
     yield Family(
         names.BACKEND_STATE,
-        [((str(slot.plan.index), state.name.lower()), slot.state is state) for slot in slots for state in State],
+        [((index, word), slot.state is state) for index, slot in indexed for state, word in _STATES],
     )
     yield Family(
         names.BACKEND_RESTARTS,
-        [((str(slot.plan.index), reason.value), slot.restarts.get(reason, 0)) for slot in slots for reason in Reason],
+        [((index, word), slot.restarts.get(reason, 0)) for index, slot in indexed for reason, word in _REASONS],
     )
     started = ((slot, container_of(snapshot, slot)) for slot in slots)
     yield Family(
@@ -149,8 +152,8 @@ def _readings(fresh: Mapping[tuple[str, str], GpuReading]) -> Iterator[Family]:
         add(names.GPU_POWER, card, seen.power_w)
         add(names.GPU_POWER_LIMIT, card, seen.power_limit_w)
         add(names.GPU_ENERGY, card, seen.energy_j)
-        for action in _ACTIONS if seen.recovery_action is not None else ():
-            add(names.GPU_RECOVERY, (*card, action.name.lower()), seen.recovery_action is action)
+        for action, word in _ACTIONS if seen.recovery_action is not None else ():
+            add(names.GPU_RECOVERY, (*card, word), seen.recovery_action is action)
     yield from (Family(metric, rows) for metric, rows in values.items())
 
 
