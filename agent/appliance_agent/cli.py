@@ -50,7 +50,11 @@ def run_words(words: list[str]) -> int:
     return status_ if isinstance(status_, int) else 0
 
 
-@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    commands=[status],
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(version("ollama-appliance"), "-V", "--version", prog_name="ollama-agent")
 def cli() -> None:
     """One container per GPU, proved by tokens, healed without harm."""
@@ -116,9 +120,6 @@ def check(path: Path, as_json: bool) -> int:
     from appliance_agent.check_command import run_check  # noqa: PLC0415
 
     return run_check(path, as_json=as_json)
-
-
-cli.add_command(status)
 
 
 @cli.group(name="config", short_help="Look at a configuration.")

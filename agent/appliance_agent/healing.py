@@ -13,6 +13,10 @@ from appliance_agent.xids import describe, reaction
 
 _SETTLED_S: Final = 10.0  # a GPU must look sound for so long before its slot is tried again
 _DAY_S: Final = 86400.0
+# A GPU in use cannot be reset, and the agent's own look at it is a use; the other slots go on serving meanwhile.
+_RESET: Final = (
+    "`sudo systemctl stop ollama-agent && sudo nvidia-smi --gpu-reset -i {index}; sudo systemctl start ollama-agent`"
+)
 _RESETS: Final = frozenset({RecoveryAction.GPU_RESET, RecoveryAction.DRAIN_AND_RESET})
 
 
@@ -46,7 +50,7 @@ def _state_trouble(uuid: str, gpus: GpuSnapshot) -> GpuTrouble | None:
     if reading.recovery_action is RecoveryAction.NODE_REBOOT:
         return GpuTrouble(Reason.GPU_RESET, f"the driver asks for a reboot of the host because of {name}")
     if reading.reset_required or reading.recovery_action in _RESETS:
-        command = f"`sudo nvidia-smi --gpu-reset -i {gpu.index}`"
+        command = _RESET.format(index=gpu.index)
         may_finish = reading.recovery_action is RecoveryAction.DRAIN_AND_RESET and not reading.reset_required
         return GpuTrouble(Reason.GPU_RESET, f"the driver asks for a reset of {name}: {command}", may_finish=may_finish)
     return None
@@ -68,7 +72,9 @@ def _of_xid(xid: Xid, wanted: Reaction, *, newest_s: float, gpus: GpuSnapshot) -
     text = f"{describe(xid.code)} ({xid.uuid})"
     if wanted is Reaction.RESTART_SLOT:
         return GpuTrouble(Reason.XID, text, xid_s=newest_s)
-    advice = "reboot the host" if wanted is Reaction.REBOOT else "it needs a reset: `sudo nvidia-smi --gpu-reset`"
+    gpu = gpus.gpu(xid.uuid)
+    reset = f"it needs a reset: {_RESET.format(index=gpu.index if gpu else xid.uuid)}"
+    advice = "reboot the host" if wanted is Reaction.REBOOT else reset
     return GpuTrouble(Reason.GPU_RESET, f"{text}; {advice}", seen_by_driver=told, xid_s=newest_s)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -75,7 +76,15 @@ class Loop:
         self._trusted_s = self._ticked_s = 0.0
         self._watchdog_s = 0.0
         started = clock()
-        self._snapshot = Snapshot(started, version, started.wall_s, config, str(path), reloaded_wall_s=started.wall_s)
+        self._snapshot = Snapshot(
+            started,
+            version,
+            started.wall_s,
+            config,
+            str(path),
+            reloaded_wall_s=started.wall_s,
+            hostname=socket.gethostname(),
+        )
 
     def wake(self) -> None:
         self._wake.set()
@@ -209,7 +218,8 @@ class Loop:
         if moment.mono_s - self._watchdog_s >= _WATCHDOG_S:
             self._watchdog_s = moment.mono_s
             self._notifier.watchdog()
-            self._notifier.status(_status_line(self._host, problems))
+            reload_problem = self._snapshot.reload_problem
+            self._notifier.status(_status_line(self._host, (*filter(None, (reload_problem,)), *problems)))
 
     def _read_again(self, moment: Now) -> None:
         self._notifier.reloading()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import signal
@@ -45,6 +46,7 @@ class NoGpus:
 
 def run_agent(path: Path, state: Path) -> None:
     """Until SIGTERM. Raises ApplianceError."""
+    faulthandler.enable()  # what hangs when systemd's watchdog fires is then in the journal
     config = load(path)
     journal = Journal.find(os.environ)
     notifier = Notifier.take(os.environ)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from functools import lru_cache
 
 from appliance_image.contract import PREFIX
 
@@ -59,7 +60,7 @@ class Release:
 
     @property
     def hash(self) -> str:
-        return _hash(self.render())
+        return _release_hash(self)
 
     def render(self) -> str:
         values = asdict(self) | {"injection": self.injection.value, "environment": dict(self.environment)}
@@ -84,8 +85,18 @@ class ContainerSpec:
 
     @property
     def hash(self) -> str:
-        plan = self.plan
-        return _hash(f"{self.release.render()}\n{plan.index} {plan.name} {','.join(plan.gpus)} {plan.port}")
+        return _spec_hash(self)
+
+
+@lru_cache(64)  # asked for many times a second, and there are few
+def _release_hash(release: Release) -> str:
+    return _hash(release.render())
+
+
+@lru_cache(256)
+def _spec_hash(spec: ContainerSpec) -> str:
+    plan = spec.plan
+    return _hash(f"{spec.release.render()}\n{plan.index} {plan.name} {','.join(plan.gpus)} {plan.port}")
 
 
 def _hash(text: str) -> str:
