@@ -171,11 +171,14 @@ class PrivateEngine(Engine):
         if self._daemon is None:
             raise EngineError("the engine is not running")
         self._signal(how)
+        self._daemon.send_signal(signal.SIGCONT)  # nsenter, if it was frozen
         self._daemon.wait(timeout=60)
         self._daemon = None
 
     def freeze(self) -> None:
         self._signal(signal.SIGSTOP)
+        stopped = f"until grep -q '^State:.*T' /proc/{self._pid}/status; do :; done"
+        subprocess.run(self._enclosure.command(["sh", "-c", stopped]), check=True, timeout=60)
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
@@ -225,9 +228,13 @@ class PrivateEngine(Engine):
             except OSError:
                 return False
 
+    @property
+    def _pid(self) -> str:
+        """As it is numbered inside."""
+        return (self.directory / "dockerd.pid").read_text().strip()
+
     def _signal(self, which: signal.Signals) -> None:
-        pid = (self.directory / "dockerd.pid").read_text().strip()
-        subprocess.run(self._enclosure.command(["sh", "-c", f"kill -{which.value} {pid}"]), check=True)
+        subprocess.run(self._enclosure.command(["sh", "-c", f"kill -{which.value} {self._pid}"]), check=True)
 
     def _configuration(self) -> dict[str, object]:
         configuration: dict[str, object] = {

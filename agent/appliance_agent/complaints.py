@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from appliance_agent.engine_socket import LOG_HINT
 from appliance_agent.spec import ContainerSpec
 
+_LOG: Final = "the engine's log tells more: `journalctl -u docker -n 50`"
 _TOOLKIT: Final = (
     "install the NVIDIA Container Toolkit, then `nvidia-ctk runtime configure --runtime=docker` and "
     "`systemctl restart docker`, which finds it only when it starts"
@@ -27,7 +27,7 @@ _CDI: Final = (
 @dataclass(frozen=True, slots=True)
 class Complaint:
     message: str
-    hint: str = LOG_HINT
+    hint: str = _LOG
     obstacle: bool = False  # only a person can help
 
 

@@ -23,13 +23,15 @@ from appliance_agent.engine_socket import (
     EngineSilentError,
     Ping,
     Pong,
+    dial,
 )
 
 _LONGEST_MESSAGE: Final = 2000
 
 
 class DockerDoor:
-    def __init__(self, client: docker.APIClient, *, timeout_s: float) -> None:
+    def __init__(self, path: str, client: docker.APIClient, *, timeout_s: float) -> None:
+        self._path = path
         self._client = client
         self._timeout_s = timeout_s
 
@@ -39,9 +41,10 @@ class DockerDoor:
         pong = pong or knock(path, timeout_s=timeout_s)
         timeout = cast("int", timeout_s)  # the stubs do not know fractions, requests does
         with _talking("connecting to the Docker Engine"):
-            return cls(
-                docker.APIClient(f"unix://{path}", version=pong.api_version, timeout=timeout), timeout_s=timeout_s
-            )
+            client = docker.APIClient(f"unix://{path}", version=pong.api_version, timeout=timeout)
+        # An engine that is being stopped goes on to answer on connections that it has, and takes no new ones.
+        client.headers["Connection"] = "close"
+        return cls(path, client, timeout_s=timeout_s)
 
     @property
     def api_version(self) -> str:
@@ -61,6 +64,7 @@ class DockerDoor:
         parameters: Mapping[str, str] | None = None,
     ) -> Any:
         """The decoded answer, None where there is none. A status from 400 on is an EngineError with that status."""
+        dial(self._path, timeout_s=self._timeout_s).close()  # the library says less of a socket that is not there
         url = f"{self._client.base_url}/v{self.api_version}{path}"
         with _talking(doing):
             response = self._client.request(

@@ -143,7 +143,8 @@ class DockerSource:
         now_s = self._clock()
         if self._ping.socket is None and now_s >= self._due["ping"]:
             self._due["ping"] = now_s + (min(_PING_S, self._timeout_s / 2) if self.seen().up else _AGAIN_S)
-            self._asked_s = now_s
+            if self._asked_s <= self._answered_s:  # the first question without an answer counts
+                self._asked_s = now_s
             with contextlib.suppress(EngineSilentError):  # its queue is full; judged below like any silence
                 self._ping.begin()
         if self._ping.socket and _readable(self._ping.socket) and (pong := self._ping.finish()):

@@ -17,8 +17,8 @@ from appliance_agent.engine_board import EngineBoard
 from appliance_agent.engine_source import DockerSource
 from appliance_agent.gpus import GpuSnapshot
 from appliance_agent.hands_create import Creation
-from appliance_agent.hands_pull import Pull
-from appliance_agent.hands_remove import remove
+from appliance_agent.hands_pull import QUIET_S, Pull
+from appliance_agent.hands_remove import KILL_S, remove
 from appliance_agent.slots import Decision, Done
 from appliance_agent.states import Action
 from appliance_image.errors import ApplianceError
@@ -30,13 +30,22 @@ class DockerHands:
     """May be called by several threads at once. `clock` is CLOCK_MONOTONIC."""
 
     def __init__(
-        self, config: Config, source: DockerSource, gpus: Callable[[], GpuSnapshot], *, clock: Callable[[], float]
+        self,
+        config: Config,
+        source: DockerSource,
+        gpus: Callable[[], GpuSnapshot],
+        *,
+        clock: Callable[[], float],
+        kill_s: float = KILL_S,
+        quiet_s: float = QUIET_S,
     ) -> None:
         self._engine = config.engine
         self._prefix = config.container.name_prefix
         self._source = source
         self._gpus = gpus
         self._clock = clock
+        self._kill_s = kill_s
+        self._quiet_s = quiet_s
 
     def act(self, decision: Decision) -> Done:
         try:
@@ -74,14 +83,19 @@ class DockerHands:
     def _remove(self, decision: Decision) -> Done:
         id_ = decision.container_id
         with closing(self._door()) as door:
-            done = remove(door, decision, clock=self._clock)
+            done = remove(door, decision, clock=self._clock, kill_s=self._kill_s)
         if done.ok:
             self._source.board.wait_for(lambda seen: all(each.id != id_ for each in seen.containers), timeout_s=_SEEN_S)
         return done
 
     def _pull(self, decision: Decision) -> Done:
         pull = Pull(
-            self._engine, self._source.wanted_image, root=self._root(), tell=self._source.pulling, clock=self._clock
+            self._engine,
+            self._source.wanted_image,
+            root=self._root(),
+            tell=self._source.pulling,
+            clock=self._clock,
+            quiet_s=self._quiet_s,
         )
         image = pull.run()
         self._source.pulled(image)

@@ -20,7 +20,7 @@ from appliance_image.reference import ImageReference
 
 _TELL_S: Final = 0.5
 _HEAD_S: Final = 120.0  # the engine answers when the registry has
-_QUIET_S: Final = 30.0  # then the engine is asked whether it lives
+QUIET_S: Final = 30.0  # then the engine is asked whether it lives
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Pull:
     root: str  # where the engine keeps its data, for advice
     tell: Callable[[PullSeen], None]
     clock: Callable[[], float]
+    quiet_s: float = QUIET_S
 
     def run(self) -> ImageSeen:
         """What the name means afterwards. Raises an ApplianceError that `tell` has told as well."""
@@ -73,19 +74,21 @@ class Pull:
             raise self._refused(error.message, error.status) from error
 
     def _watched(self, stream: EngineStream) -> PullProgress:
-        progress, told_s = PullProgress(), self.clock()
+        progress, told, told_s = PullProgress(), PullProgress(), self.clock()
         while not stream.ended:
+            left_s = max(0.0, told_s + _TELL_S - self.clock())
             try:
-                lines = stream.read(timeout_s=_QUIET_S)
+                lines = stream.read(timeout_s=self.quiet_s if progress is told else left_s)
             except EngineSilentError:
-                knock(self.engine.socket, timeout_s=self.engine.timeout_s)  # it may work without a word
-                continue
+                lines = []
+                if progress is told:
+                    knock(self.engine.socket, timeout_s=self.engine.timeout_s)  # it may work without a word
             for line in lines:
                 progress = progress.after(line)
             if progress.error:
                 raise self._refused(progress.error, None)
-            if self.clock() - told_s >= _TELL_S:
-                told_s = self.clock()
+            if progress is not told and self.clock() >= told_s + _TELL_S:
+                told, told_s = progress, self.clock()
                 self.tell(PullSeen(running=True, done_bytes=progress.done_bytes, total_bytes=progress.total_bytes))
         return progress
 

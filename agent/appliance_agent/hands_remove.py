@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from appliance_agent.docker_door import DockerDoor
@@ -12,7 +13,7 @@ from appliance_agent.engine_socket import EngineAwayError, EngineError, EngineSi
 from appliance_agent.slots import Decision, Done
 from appliance_agent.states import Action
 
-_KILL_S: Final = 30.0  # after SIGKILL
+KILL_S: Final = 30.0  # after SIGKILL
 _LOOK_S: Final = 5.0
 _DELETE_S: Final = 60.0
 _STUCK_HINT: Final = (
@@ -21,13 +22,13 @@ _STUCK_HINT: Final = (
 )
 
 
-def remove(door: DockerDoor, decision: Decision, *, clock: Callable[[], float]) -> Done:
+def remove(door: DockerDoor, decision: Decision, *, clock: Callable[[], float], kill_s: float = KILL_S) -> Done:
     """It is gone already: so be it."""
     id_ = decision.container_id
     if _is_running(door, id_):
         _stop(door, id_, grace_s=decision.grace_s)
-        if _is_running(door, id_) and not _killed(door, id_, until_s=clock() + _KILL_S, clock=clock):
-            error = f"container {id_[:12]} did not end within {_KILL_S:.0f} s after SIGKILL"
+        if _is_running(door, id_) and not _killed(door, id_, until_s=clock() + kill_s, clock=clock):
+            error = f"container {id_[:12]} did not end within {kill_s:.0f} s after SIGKILL"
             return _done(decision, error=error, hint=_STUCK_HINT, stuck=True)
     _delete(door, id_)
     return _done(decision)
@@ -76,13 +77,22 @@ def _ended(door: DockerDoor, id_: str, *, within_s: float) -> bool:
 
 def _is_running(door: DockerDoor, id_: str) -> bool:
     """Raises when the engine does not answer: then nobody can say that the container is stuck."""
+    doing = f"inspecting container {id_[:12]}"
     try:
-        body: Json = door.get(f"/containers/{id_}/json", doing=f"inspecting container {id_[:12]}")
+        body: Json = door.ask("GET", f"/containers/{id_}/json", doing=doing, within_s=_LOOK_S)
+    except EngineSilentError:
+        return _is_listed_as_running(door, id_)  # an action that hangs may hold the container's lock
     except EngineError as error:
         if error.status == 404:
             return False
         raise
     return parse_container(body).pid != 0
+
+
+def _is_listed_as_running(door: DockerDoor, id_: str) -> bool:
+    filters = json.dumps({"id": [id_]})
+    rows: Sequence[Json] = door.get("/containers/json", doing="listing containers", all="1", filters=filters)
+    return any(row.get("State") in ("running", "paused", "restarting") for row in rows)
 
 
 def _delete(door: DockerDoor, id_: str) -> None:
@@ -101,7 +111,7 @@ def _disappears(door: DockerDoor, id_: str) -> bool:
     parameters = {"condition": "removed"}
     try:
         doing = f"waiting for container {id_[:12]} to be removed"
-        door.ask("POST", f"/containers/{id_}/wait", doing=doing, within_s=_KILL_S, parameters=parameters)
+        door.ask("POST", f"/containers/{id_}/wait", doing=doing, within_s=KILL_S, parameters=parameters)
     except EngineSilentError:
         return False
     except EngineError as error:
