@@ -18,7 +18,8 @@ from scriptedstore import lay_scripted_models
 from standinserver import OllamaServer, chat
 
 from appliance_agent import canary, preload
-from appliance_agent.canary import MARK, Question
+from appliance_agent.access_log import MARK
+from appliance_agent.canary import Question
 from appliance_agent.evidence import Canary, Load, Outcome, Running
 from appliance_agent.http import Broken, Cancel, ExchangeError, Http, Meter, Server
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from appliance_agent.access_log import Access, Event, Timing
-from appliance_agent.canary import MARK
+from appliance_agent.access_log import MARK, Access, Event, Timing
 from appliance_agent.config import HealthConfig
 from appliance_agent.due import AT_ONCE, due_s, is_hopeless, is_left_out, is_troubled
 from appliance_agent.evidence import Canary, Evidence, Load, Outcome, Running

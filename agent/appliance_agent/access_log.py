@@ -18,6 +18,7 @@ INFERENCE: Final = frozenset(
         "/v1/embeddings", "/v1/responses", "/v1/messages",
     }
 )  # fmt: skip
+MARK: Final = "by=ollama-agent"  # the query of our own requests: gin logs it, so they can be told from users'
 _LINE_BYTES_MAX: Final = 64 * 1024
 _TASKS_MAX: Final = 64
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from appliance_agent.access_log import MARK
 from appliance_agent.evidence import Canary, Outcome, Running
 from appliance_agent.http import Answer, Broken, Cancel, ExchangeError, Http, Server
 from appliance_image.chat import ChatError, Decoder, Done, Piece
 
-MARK: Final = "by=ollama-agent"  # gin logs the query, so our own lines can be told from users'
 Progress = Callable[[Running], None]
 _OUTCOMES: Final = {
     Broken.REFUSED: Outcome.REFUSED,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from appliance_agent.access_log import Access, Event, Timing
-from appliance_agent.canary import MARK
+from appliance_agent.access_log import MARK, Access, Event, Timing
 
 _LATE_S: Final = 2.0
 

@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from appliance_agent.canary import MARK, failure, outcome_of
+from appliance_agent.access_log import MARK
+from appliance_agent.canary import failure, outcome_of
 from appliance_agent.evidence import Load, Outcome
 from appliance_agent.http import Cancel, ExchangeError, Http, Server
 
