@@ -86,15 +86,16 @@ class EngineSink:
 
     def write(self, payload: Payload, media_type: str, transfer: Transfer) -> None:
         del media_type
-        load = self._opened(transfer.note)
         name = _entry_name(payload.known_digest)
-        load.put(hybrid.entry_header(name, payload.size), note=transfer.note)
-        for chunk in payload.read():
-            load.put(chunk, note=transfer.note)
-            transfer.advance(len(chunk))
-        load.put(hybrid.entry_padding(payload.size), note=transfer.note)
-        self._entries[payload.earned_digest()] = name
         self._sent_bytes += payload.size
+        with self._explained():
+            load = self._opened(transfer.note)
+            load.put(hybrid.entry_header(name, payload.size), note=transfer.note)
+            for chunk in payload.read():
+                load.put(chunk, note=transfer.note)
+                transfer.advance(len(chunk))
+            load.put(hybrid.entry_padding(payload.size), note=transfer.note)
+        self._entries[payload.earned_digest()] = name
 
     def commit(self, built: Built) -> str:
         image = self._mine(built)
@@ -122,7 +123,7 @@ class EngineSink:
     def _loaded(self, image: BuiltImage) -> EngineImage:
         alone = Built((image,))
         size = self._sent_bytes
-        with self._explained(image), self._reporter.transfer(f"{self.label}: unpacking", size=size) as transfer:
+        with self._explained(whole=image), self._reporter.transfer(f"{self.label}: unpacking", size=size) as transfer:
             load = self._opened(transfer.note)
             load.put(hybrid.closing(alone, None, entries=self._entries), note=transfer.note)
             if self._engine.facts.store is Store.CONTAINERD:
@@ -159,7 +160,7 @@ class EngineSink:
                 self._engine.remove(left.id)
 
     @contextmanager
-    def _explained(self, image: BuiltImage) -> Generator[None]:
+    def _explained(self, *, whole: BuiltImage | None = None) -> Generator[None]:
         """The engine's words stay; where they are the kernel's for a full disk, the hint says which and how much."""
         try:
             yield
@@ -169,7 +170,7 @@ class EngineSink:
                     f"make room in {self._engine.facts.data_root} (`docker system df`): an engine needs the "
                     f"{render_size(self._sent_bytes)} of this image twice while it loads it"
                 )
-            elif len(self._entries) < len({layer.digest for layer in image.manifest.layers}):
+            elif whole and len(self._entries) < len({layer.digest for layer in whole.manifest.layers}):
                 hint = "run the command again: an image that shared layers with it may have gone meanwhile"
             else:
                 hint = error.hint
