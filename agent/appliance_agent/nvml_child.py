@@ -81,6 +81,7 @@ class Watch:
         pace = Pace(
             enumerate_s=usual.enumerate_s / self._faster,
             reopen_s=usual.reopen_s / self._faster,
+            seldom_s=usual.seldom_s / self._faster,
             return_s=usual.return_s / self._faster,
         )
         session = Session(self._known, pace)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from appliance_agent import nvml_calls
 from appliance_agent.gpus import Gpu, GpuReading, GpuSnapshot
-from appliance_agent.nvml_calls import FIELD_BATCH, FIELDS, QUESTIONS, Fault, Handle, Question, nvml
+from appliance_agent.nvml_calls import COSTLY, FIELD_BATCH, FIELDS, QUESTIONS, Fault, Handle, Question, nvml
 
 _UNKNOWN: Final = 999  # NVML's own code for what it cannot explain
 _ASKED: Final = (nvml_calls.NvmlError, AttributeError)
@@ -19,6 +19,7 @@ _ASKED: Final = (nvml_calls.NvmlError, AttributeError)
 class Pace:
     enumerate_s: float = 10.0  # names, indexes and MIG devices are looked at again
     reopen_s: float = 60.0  # while a GPU is unsound: some only come back to an NVML that is initialised anew
+    seldom_s: float = 30.0  # between two questions that cost the driver milliseconds
     return_s: float = 10.0  # after one came back: its handle and its events may be those of the time before
 
 
@@ -37,6 +38,8 @@ class Device:
     handle: Handle | None  # None: it is known from before, and does not open now
     fault: Exception | None = None  # why
     unsupported: set[str] = field(default_factory=set[str])
+    costly: Mapping[str, Any] = field(default_factory=dict[str, Any])  # the last answers to what is asked seldom
+    costly_s: float = float("-inf")
 
 
 class Session:
@@ -116,7 +119,7 @@ class Session:
         return bool(changed)
 
     def _read_all(self, now_s: float) -> dict[str, GpuReading]:
-        return {uuid: read(device, now_s) for uuid, device in self._devices.items()}
+        return {uuid: read(device, now_s, self._pace.seldom_s) for uuid, device in self._devices.items()}
 
     def _enumerate(self, now_s: float) -> None:
         before = self._devices
@@ -149,19 +152,22 @@ class Session:
             yield from _mig_devices(handle, gpu)
 
 
-def read(device: Device, now_s: float) -> GpuReading:
+def read(device: Device, now_s: float, seldom_s: float) -> GpuReading:
     """Raises NvmlDownError."""
-    values: dict[str, Any] = {"at_s": now_s}
+    is_due = now_s - device.costly_s >= seldom_s
+    values: dict[str, Any] = {"at_s": now_s} | ({} if is_due else device.costly)
     try:
         if device.handle is None:
             fault = device.fault or nvml_calls.NvmlError(_UNKNOWN)
             return GpuReading(now_s, error=_note(device, "nvmlDeviceGetHandleByIndex", fault) or str(fault).lower())
-        values |= _fields(device)
+        values |= _fields(device, is_due=is_due)
         for question in QUESTIONS:
-            if question.gives not in values:
+            if question.gives not in values and (is_due or question.gives not in COSTLY):
                 values = {**_answer(device, question), **values}  # the first error is the one that is told
     except _GpuGoneError as gone:
         values[gone.marks] = True
+    if is_due:
+        device.costly_s, device.costly = now_s, {name: values[name] for name in COSTLY if name in values}
     return GpuReading(**values)
 
 
@@ -173,8 +179,9 @@ class _GpuGoneError(Exception):
         self.marks = marks
 
 
-def _fields(device: Device) -> Mapping[str, Any]:
-    wanted = tuple(field for field in FIELDS if field.key not in device.unsupported)
+def _fields(device: Device, *, is_due: bool) -> Mapping[str, Any]:
+    known = (field for field in FIELDS if field.key not in device.unsupported)
+    wanted = tuple(field for field in known if is_due or field.gives not in COSTLY)
     if not wanted or FIELD_BATCH in device.unsupported:
         return {}
     try:
