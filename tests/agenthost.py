@@ -11,21 +11,17 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from agentgraphics import Found, Graphics, containers
 from building import Site, ok
 from engines import PrivateEngine, wait_until
-from fakenvml import GIB, FakeGpu, World, environment
-
-from appliance_agent.spec import LABEL_MANAGED, LABEL_SLOT
+from fakenvml import FakeGpu, World, environment
 
 AGENT = Path(sys.executable).parent / "ollama-agent"
 MODEL = "r1:tiny"
@@ -57,104 +53,13 @@ timeout_s = 2
 
 
 def build_images(directory: Path, engine: PrivateEngine) -> None:
-    """Two releases of one model that differ in Ollama's version, in the engine under the names ONE and TWO."""
+    """Two releases of one model that differ in Ollama's version, in the engine under the names ONE and TWO. Once."""
+    if engine.run_cli("image", "inspect", ONE, TWO, check=False).returncode == 0:
+        return
     site = Site(directory, {"DOCKER_HOST": engine.docker_host})
     site.lay(MODEL)
     for reference, version in ((ONE, "0.32.14"), (TWO, "0.32.15")):
         ok(site.build(MODEL, "-t", reference, "--load", version=version))
-
-
-class EngineHttp(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=20)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
-def ask(engine: PrivateEngine, path: str) -> Any:
-    connection = EngineHttp(engine.socket)
-    try:
-        connection.request("GET", path)
-        return json.loads(connection.getresponse().read())
-    finally:
-        connection.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A container of the agent, as the engine tells."""
-
-    id: str
-    slot: int
-    pid: int
-    image: str
-    running: bool
-
-
-def containers(engine: PrivateEngine, prefix: str = "ollama") -> list[Found]:
-    filters = json.dumps({"label": [f"{LABEL_MANAGED}={prefix}"]})
-    listed = ask(engine, f"/containers/json?all=1&filters={filters}".replace(" ", ""))
-    found: list[Found] = []
-    for entry in listed:
-        node = ask(engine, f"/containers/{entry['Id']}/json")
-        if "State" in node:
-            slot = int(entry["Labels"][LABEL_SLOT])
-            state = node["State"]
-            found.append(Found(entry["Id"], slot, state["Pid"], node["Image"], state["Running"]))
-    return sorted(found, key=lambda each: each.slot)
-
-
-class Graphics:
-    """Writes what the driver would say: who computes on which GPU. A slot in `cpu_only` has lost its GPU."""
-
-    def __init__(self, engine: PrivateEngine, world: World, path: Path) -> None:
-        self.world = world
-        self.cpu_only: set[int] = set()
-        self._engine = engine
-        self._path = path
-        self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> None:
-        """Once; again is nothing."""
-        self.change()
-        if not self._thread.is_alive():
-            self._thread.start()
-
-    def close(self) -> None:
-        self._over.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    @contextlib.contextmanager
-    def changing(self) -> Iterator[World]:
-        with self._lock:
-            yield self.world
-        self.change()
-
-    def change(self) -> None:
-        with self._lock:
-            self.world.write(self._path)
-
-    def _run(self) -> None:
-        while not self._over.wait(0.2):
-            with contextlib.suppress(OSError, ValueError, http.client.HTTPException, KeyError):
-                found = containers(self._engine)
-                with self._lock:
-                    before = [list(gpu.processes or []) for gpu in self.world.gpus]
-                    for index, gpu in enumerate(self.world.gpus):
-                        gpu.processes = [
-                            (each.pid, GIB)
-                            for each in found
-                            if each.slot == index and each.running and index not in self.cpu_only
-                        ]
-                    if before != [list(gpu.processes or []) for gpu in self.world.gpus]:
-                        self.world.write(self._path)
 
 
 class AgentHost:
@@ -181,10 +86,17 @@ class AgentHost:
 
     # --- life --------------------------------------------------------------------------------------------------------
 
-    def write_config(self, image: str = ONE, *, head: str = "", environment: Mapping[str, str] | None = None) -> None:
+    def write_config(
+        self,
+        image: str = ONE,
+        *,
+        head: str = "",
+        pull: str = "never",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         variables = {"STANDIN_CONTROL": "1", "STANDIN_TOKEN_S": "0.01", **(environment or {})}
         lines = "\n".join(f'{name} = "{value}"' for name, value in variables.items())
-        text = f'image = "{image}"\npull = "never"\n{head}\n{self.extra}'
+        text = f'image = "{image}"\npull = "{pull}"\n{head}\n{self.extra}'
         if "socket" not in text:
             text = text.replace("[engine]\n", f'[engine]\nsocket = "{self.engine.socket}"\n')
         self.config.write_text(f"{text}\n[metrics]\nport = {METRICS_PORT}\n[container.environment]\n{lines}\n")
@@ -194,7 +106,7 @@ class AgentHost:
         arguments = ["run", "--config", str(self.config), "--state", str(self.state)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.engine.command_inside([str(AGENT), *(words or arguments)], network_only=False),
+                self.engine.command_beside([str(AGENT), *(words or arguments)]),
                 env={**os.environ, **environment(self.library, self.world_file), "PYTHONUNBUFFERED": "1"},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip

@@ -126,6 +126,12 @@ class Enclosure:
             spaces += [f"--mount={place}/mnt", f"--pid={place}/pid_for_children"]
         return ["nsenter", *spaces, "--", *arguments]
 
+    def command_beside(self, arguments: Sequence[str]) -> list[str]:
+        """Network and processes as inside, this machine's files."""
+        place = f"/proc/{self._process.pid}/ns"
+        inside = ["nsenter", f"--net={place}/net", f"--pid={place}/pid_for_children", "--"]
+        return [*inside, "unshare", "--mount-proc", "--", *arguments]
+
     def connect(self, port: int, *, timeout_s: float | None = None) -> socket.socket:
         return self._made_inside(lambda: socket.create_connection((LOOPBACK, port), timeout=timeout_s))
 

@@ -146,6 +146,10 @@ class PrivateEngine(Engine):
     def command_inside(self, arguments: Sequence[str], *, network_only: bool = True) -> list[str]:
         return self._enclosure.command(arguments, network_only=network_only)
 
+    def command_beside(self, arguments: Sequence[str]) -> list[str]:
+        """For a program of this machine that has to see the engine's processes, whatever root the engine has."""
+        return self._enclosure.command_beside(arguments)
+
     def trust(self, host: str, certificate: Path) -> None:
         """Have the engine accept the certificate authority for registry `host` (with its port)."""
         place = self.directory / "etc/certs.d" / host

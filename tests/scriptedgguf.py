@@ -6,7 +6,7 @@ It goes on from the last token of the prompt: behind `<think>⏎` with the think
 behind anything else from the start. How it works: attention and feed-forward weights are zero, so what reaches the
 output matrix is the vector of the last token, and each row of that matrix is the vector of the token before the row's
 own. Vectors are random signs, so a wrong row scores about the root of the width where the right one scores the width.
-A token can have one successor only: a script must not say the same piece twice.
+A token can have one successor only: a script must not say the same piece twice, but it can begin anew without end.
 
 Every byte of a prompt counts as one token, special tokens and an empty line as one, and the begin token comes first.
 The file also carries `standin.script`, so the stand-in says the same. The same arguments give the same bytes.
@@ -59,16 +59,27 @@ def script_pieces(think: str, answer: str, words: int = 0) -> list[str]:
 
 
 def write_scripted_gguf(
-    path: Path, *, think: str = THINK, answer: str = ANSWER, words: int = 0, jinja: str = JINJA
+    path: Path,
+    *,
+    think: str = THINK,
+    answer: str = ANSWER,
+    words: int = 0,
+    jinja: str = JINJA,
+    endless: bool = False,
+    hidden: int = HIDDEN,
 ) -> None:
-    """Without `think` the script is the answer alone; without `jinja` the file holds no chat template."""
+    """Without `think` the script is the answer alone; without `jinja` the file holds no chat template. `endless` says
+    the script again and again. `hidden` makes the file larger and each token dearer: 768 bytes and as many operations
+    each."""
     pieces = script_pieces(think, answer, words)
     tokens = [*_alphabet().values(), *_new_tokens(pieces), *_CONTROL, *_TAGS]
     writer = gguf.GGUFWriter(str(path), "qwen2")
-    _add_shape(writer)
+    _add_shape(writer, hidden)
     _add_tokenizer(writer, tokens, jinja)
     writer.add_string("standin.script", "".join(pieces))
-    _add_tensors(writer, *_matrices(tokens, pieces))
+    if endless:
+        writer.add_bool("standin.endless", True)
+    _add_tensors(writer, *_matrices(tokens, pieces, endless=endless), hidden)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -99,12 +110,12 @@ def _new_tokens(pieces: list[str]) -> list[str]:
     return [token for token in wanted if token not in known]
 
 
-def _add_shape(writer: gguf.GGUFWriter) -> None:
+def _add_shape(writer: gguf.GGUFWriter, hidden: int) -> None:
     writer.add_name("scripted")
     writer.add_context_length(4096)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(1)
-    writer.add_feed_forward_length(HIDDEN)
+    writer.add_feed_forward_length(hidden)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-6)
@@ -134,7 +145,7 @@ def _signs(number: int) -> Matrix:
     return (np.unpackbits(bits)[:WIDTH].astype(np.float16) * 2 - 1).astype(np.float16)
 
 
-def _matrices(tokens: list[str], pieces: list[str]) -> tuple[Matrix, Matrix]:
+def _matrices(tokens: list[str], pieces: list[str], *, endless: bool) -> tuple[Matrix, Matrix]:
     """Token vectors and output matrix."""
     place = {token: number for number, token in enumerate(tokens)}
     chain = [place[_spelled(piece)] for piece in pieces]
@@ -147,10 +158,12 @@ def _matrices(tokens: list[str], pieces: list[str]) -> tuple[Matrix, Matrix]:
         vector = _signs(number)
         embedding[token] = vector
     output[place[_END]] = vector
+    if endless:
+        embedding[chain[-1]] = start
     return embedding, output
 
 
-def _add_tensors(writer: gguf.GGUFWriter, embedding: Matrix, output: Matrix) -> None:
+def _add_tensors(writer: gguf.GGUFWriter, embedding: Matrix, output: Matrix, hidden: int) -> None:
     ones, zeros = np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32)
 
     def nothing(rows: int, columns: int) -> Matrix:
@@ -165,6 +178,6 @@ def _add_tensors(writer: gguf.GGUFWriter, embedding: Matrix, output: Matrix) -> 
         writer.add_tensor(f"blk.0.{name}.bias", zeros)
     writer.add_tensor("blk.0.attn_output.weight", nothing(WIDTH, WIDTH))
     writer.add_tensor("blk.0.ffn_norm.weight", ones)
-    writer.add_tensor("blk.0.ffn_gate.weight", nothing(HIDDEN, WIDTH))
-    writer.add_tensor("blk.0.ffn_up.weight", nothing(HIDDEN, WIDTH))
-    writer.add_tensor("blk.0.ffn_down.weight", nothing(WIDTH, HIDDEN))
+    writer.add_tensor("blk.0.ffn_gate.weight", nothing(hidden, WIDTH))
+    writer.add_tensor("blk.0.ffn_up.weight", nothing(hidden, WIDTH))
+    writer.add_tensor("blk.0.ffn_down.weight", nothing(WIDTH, hidden))

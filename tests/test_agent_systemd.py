@@ -12,7 +12,8 @@ from typing import Any
 import fakenvml
 import pytest
 from agentbundle import copied
-from agenthost import MODEL, ONE, QUICK, TWO, build_images, containers
+from agentgraphics import containers
+from agenthost import MODEL, ONE, QUICK, TWO, build_images
 from engines import PrivateEngine, wait_until
 from systemd_host import SHARED, SystemdHost
 
