@@ -24,6 +24,10 @@ HOST = Recipe("bookworm-host", "bookworm", ("systemd", "systemd-sysv", "dbus", "
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
+class MirrorUnknownError(Exception):
+    """As on Ubuntu; the message says what to set."""
+
+
 def cache_directory() -> Path:
     return Path(os.environ.get("APPLIANCE_TEST_CACHE", "/var/cache/ollama-appliance-tests"))
 
@@ -36,7 +40,7 @@ def mirror() -> str:
     listed = subprocess.run(words, check=False, capture_output=True, text=True).stdout.splitlines()
     own = [line.removeprefix("Debian ") for line in listed if line.startswith("Debian ") and "security" not in line]
     if not own:
-        raise RuntimeError("no Debian mirror among apt's sources; name one in APPLIANCE_TEST_DEBIAN_MIRROR")
+        raise MirrorUnknownError("no Debian mirror among apt's sources; name one in APPLIANCE_TEST_DEBIAN_MIRROR")
     return own[0]
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from debian_root import debian_root
+from debian_root import MirrorUnknownError, debian_root
 from enclosure import LOOPBACK, Enclosure
 from fakegpus import Toolkit
 from smallbase import MADE
@@ -319,7 +319,10 @@ def start_engine(
         raise EngineUnavailableError("a private Docker Engine needs root")
     if packages := missing_for(kind):
         raise EngineUnavailableError(f"install {' '.join(packages)}")
-    root = debian_root() if kind == "containerd" else None
+    try:
+        root = debian_root() if kind == "containerd" else None
+    except MirrorUnknownError as error:
+        raise EngineUnavailableError(str(error)) from error
     base = engines_directory()
     base.mkdir(parents=True, exist_ok=True)
     sweep(base)
@@ -362,7 +365,7 @@ def desktop_engine(state: Path) -> DesktopEngine | None:
         return None
     engine = DesktopEngine(kind="classic", docker_host=_desktop_host(), command_line_state=state)
     answer = engine.run_cli("info", "--format", "{{.ServerVersion}} {{json .DriverStatus}}", check=False, timeout_s=20)
-    version, _, status = answer.stdout.strip().partition(" ")
+    version, _, status = answer.stdout.partition(" ")  # without an engine newer clients print " null" and succeed
     if answer.returncode != 0 or not version:
         return None
     engine.version = version
