@@ -50,11 +50,17 @@ DECIDING = {
         "catalogue",
         "check_facts",
         "check_render",
+        "complaints",
+        "container_json",
         "daemon_json",
+        "engine_json",
         "finding",
         "findings",
         "gpu_choice",
+        "http_lines",
+        "injection",
         "metrics",
+        "pull_progress",
         "slot_plan",
         "status",
         "status_columns",
@@ -142,6 +148,13 @@ def test_the_image_contract_needs_nothing_but_the_standard_library(path: Path) -
     top = {module.partition(".")[0] for module in imports(path)}
 
     assert top <= set(sys.stdlib_module_names) | {"appliance_image"}
+
+
+def test_the_agent_speaks_to_the_docker_library_through_one_door() -> None:
+    agents = [path for path in MODULES if package_of(path) == "appliance_agent"]
+    through = [path.stem for path in agents if "docker" in {module.partition(".")[0] for module in imports(path)}]
+
+    assert through == ["docker_door"]
 
 
 @pytest.mark.parametrize("path", BUILDER, ids=named)
