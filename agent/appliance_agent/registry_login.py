@@ -78,7 +78,7 @@ def _from_entry(entry: Mapping[str, Any], host: str) -> Login | None:
     if token := entry.get("identitytoken"):
         return {"identitytoken": str(token), "serveraddress": host}
     try:
-        text = base64.b64decode(str(entry.get("auth") or "")).decode()
+        text = base64.b64decode(str(entry.get("auth") or ""), validate=True).decode()
     except ValueError:  # not base64, or not UTF-8
         raise LoginError(f"the login for {host} in Docker's config.json is broken", hint=_HINT) from None
     username, colon, password = text.partition(":")
