@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from appliance_agent.access_log import MARK, Access, Event, Timing
 from appliance_agent.config import HealthConfig
-from appliance_agent.due import AT_ONCE, due_s, is_hopeless, is_left_out, is_troubled
+from appliance_agent.due import AT_ONCE, due_s, is_hopeless, is_left_out, is_questionable, is_troubled, was_alone
 from appliance_agent.evidence import Canary, Evidence, Load, Outcome, Running
 from appliance_agent.own_lines import OwnLines
 
@@ -117,3 +118,32 @@ def test_each_canary_takes_one_short_timing_off() -> None:
     assert before is False
     assert during == [False, True, False]
     assert after == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "questionable"),
+    [
+        ({}, False),
+        ({"canary": Running(100.0)}, True),
+        ({"canary": Running(109.8)}, False),
+        ({"canary": Running(100.0, 100.1, 109.9, 3)}, False),
+        ({"canary": Running(100.0, 100.1, 105.0, 3)}, True),
+        ({"canaries": (Canary(100.0, 100.0, Outcome.SERVER_BUSY),)}, True),
+        ({"canaries": (Canary(100.0, 100.1, Outcome.OK),)}, False),
+    ],
+)
+def test_connections_are_counted_only_while_our_own_request_gets_nothing(
+    changes: dict[str, Any], questionable: bool
+) -> None:
+    evidence = replace(Evidence("c", watched_since_s=0.0), **changes)
+
+    assert is_questionable(evidence, 110.0) is questionable
+
+
+def test_a_canary_was_alone_if_nobody_was_served_since_it_began() -> None:
+    canary = Canary(100.0, 101.0, Outcome.OK)
+    evidence = Evidence("c", watched_since_s=0.0, flow_s=90.0, answer_line_s=80.0)
+
+    assert was_alone(evidence, canary)
+    assert not was_alone(replace(evidence, flow_s=100.5), canary)
+    assert not was_alone(replace(evidence, answer_line_s=99.9), canary)

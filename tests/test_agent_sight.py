@@ -57,7 +57,7 @@ class Machine:
         self.put(f"{place}/io.stat", f"8:0 rbytes={read_bytes} wbytes=1\n")
 
     def look(self, now_s: float, before: Evidence = LOADED, snapshot: GpuSnapshot = NO_GPUS) -> Evidence:
-        return self.sight.look(before, snapshot, flow_bytes_per_s=500, now_s=now_s)
+        return self.sight.look(before, snapshot, flow_bytes_per_s=500, count_peers=True, now_s=now_s)
 
 
 @pytest.fixture

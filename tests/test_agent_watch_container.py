@@ -116,7 +116,7 @@ def user(container: Container, *, model: str = MODEL) -> Iterator[http.client.HT
 
 def test_an_idle_container_shows_nothing_of_our_own_requests(container: Container) -> None:
     with Watching(container.engine) as watching:
-        watching.source.watch((container.target(),))
+        watching.source.watch((container.target(),), closely=frozenset({0}))
         wait_until(lambda: len(watching.evidence.canaries) >= 6, timeout_s=30, what="six canaries")
         evidence = watching.evidence
 
@@ -129,7 +129,7 @@ def test_an_idle_container_shows_nothing_of_our_own_requests(container: Containe
 
 def test_users_show_as_flow_peers_and_lines(container: Container) -> None:
     with Watching(container.engine) as watching:
-        watching.source.watch((container.target("tiny:latest"),))
+        watching.source.watch((container.target("tiny:latest"),), closely=frozenset({0}))
         wait_until(lambda: bool(watching.evidence.canaries), timeout_s=30, what="a canary")
         with user(container, model="tiny:latest") as answer:
             reader = threading.Thread(target=_read_on, args=(answer,))
@@ -156,7 +156,7 @@ def _read_on(answer: http.client.HTTPResponse) -> None:
 
 def test_a_short_answer_shows_as_a_line(container: Container) -> None:
     with Watching(container.engine) as watching:
-        watching.source.watch((container.target(),))
+        watching.source.watch((container.target(),), closely=frozenset({0}))
         wait_until(lambda: bool(watching.evidence.canaries), timeout_s=30, what="a canary")
         with user(container) as answer:
             answer.read()
@@ -169,7 +169,7 @@ def test_a_short_answer_shows_as_a_line(container: Container) -> None:
 
 def test_a_paused_container_shows_in_a_canary_that_waits(container: Container) -> None:
     with Watching(container.engine) as watching:
-        watching.source.watch((container.target(),))
+        watching.source.watch((container.target(),), closely=frozenset({0}))
         wait_until(lambda: bool(watching.evidence.canaries), timeout_s=30, what="a canary")
         container.engine.run_cli("pause", container.id)
         wait_until(lambda: watching.evidence.canary is not None, timeout_s=30, what="a canary that waits")
@@ -184,7 +184,7 @@ def test_a_paused_container_shows_in_a_canary_that_waits(container: Container) -
 
 def test_a_container_that_is_killed_refuses(container: Container) -> None:
     with Watching(container.engine) as watching:
-        watching.source.watch((container.target(),))
+        watching.source.watch((container.target(),), closely=frozenset({0}))
         wait_until(lambda: bool(watching.evidence.canaries), timeout_s=30, what="a canary")
         container.engine.run_cli("kill", container.id)
         wait_until(lambda: bool(watching.evidence.refused_since_s), timeout_s=30, what="the refusal")

@@ -107,11 +107,11 @@ class Scene:
         container_id = identity or f"c{pid}"
         self._servers[container_id] = server
         self._targets[slot] = Target(slot, container_id, pid, "127.0.0.1", server.port, model, ())
-        self.source.watch(tuple(self._targets.values()))
+        self.source.watch(tuple(self._targets.values()), closely=frozenset(self._targets))
 
     def drop(self, slot: int) -> None:
         del self._targets[slot]
-        self.source.watch(tuple(self._targets.values()))
+        self.source.watch(tuple(self._targets.values()), closely=frozenset(self._targets))
 
     def target(self, slot: int) -> Target:
         return self._targets[slot]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from appliance_agent.config import HealthConfig
-from appliance_agent.evidence import Evidence, Outcome
+from appliance_agent.evidence import Canary, Evidence, Outcome
 
 YOUNG_S: Final = 2.0  # a request of ours is young for so long; one at a time on a host
 AT_ONCE: Final = float("-inf")
@@ -13,6 +13,7 @@ _INTERVALS_LEFT_OUT: Final = 6
 _STARTING_S: Final = 0.5
 _STARTING_FOR_S: Final = 60.0
 _PATIENCE_S: Final = 60.0
+_QUESTIONABLE_S: Final = 0.5
 
 
 def due_s(evidence: Evidence, config: HealthConfig, *, asked_s: float | None, spread: float) -> float:
@@ -58,3 +59,18 @@ def is_hopeless(evidence: Evidence, config: HealthConfig, now_s: float) -> bool:
         return False
     moved_s = max(running.started_s, running.last_token_s or 0.0, evidence.progress_s or 0.0)
     return now_s - moved_s > config.silent_s + _PATIENCE_S
+
+
+def is_questionable(evidence: Evidence, now_s: float) -> bool:
+    """Our own request gets nothing: whether anybody else does is then worth a dear look."""
+    running, last = evidence.canary, evidence.last_canary
+    if running is None:
+        return last is not None and last.outcome is Outcome.SERVER_BUSY
+    heard_s = running.started_s if running.last_token_s is None else running.last_token_s
+    return now_s - heard_s > _QUESTIONABLE_S
+
+
+def was_alone(evidence: Evidence, canary: Canary) -> bool:
+    """Nobody else was served while the canary was."""
+    moments = (evidence.flow_s, evidence.answer_line_s)
+    return all(moment is None or moment < canary.started_s - _QUESTIONABLE_S for moment in moments)

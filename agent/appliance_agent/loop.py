@@ -15,7 +15,7 @@ from appliance_agent.config import Config
 from appliance_agent.config_file import load
 from appliance_agent.journal import Journal
 from appliance_agent.notify import Notifier
-from appliance_agent.observe import News, observe, targets
+from appliance_agent.observe import News, observe, targets, watched_closely
 from appliance_agent.ports import EngineSource, GpuSource, Hands, HealthSource
 from appliance_agent.reconcile import reconcile
 from appliance_agent.slots import Cause, Decision, Done, Entry, Host, Now, Slot
@@ -163,7 +163,8 @@ class Loop:
         if self._host.trial != before.trial or self._host.refused != before.refused:
             self._wake.set()
         self._neighbours.engine.expect(observed.seen.plans)
-        self._neighbours.health.watch(targets(self._host, news.engine.containers))
+        there = news.engine.containers
+        self._neighbours.health.watch(targets(self._host, there), watched_closely(self._host, there))
         self._announce(moment, news, problems, late_s)
 
     def _news(self) -> News:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from appliance_agent import injection, slot_plan
+from appliance_agent import injection, rollout, slot_plan
 from appliance_agent.config import Config, GpuChoice
 from appliance_agent.containers import ContainerSeen, EngineSeen
 from appliance_agent.evidence import Evidence
@@ -13,7 +13,7 @@ from appliance_agent.gpus import Gpu, GpuSnapshot
 from appliance_agent.ports import Target
 from appliance_agent.slot_view import Seen
 from appliance_agent.slots import Done, Host
-from appliance_agent.spec import Injection, SlotPlan
+from appliance_agent.spec import ContainerSpec, Injection, SlotPlan
 from appliance_agent.wanted import wish
 
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -79,6 +79,19 @@ def targets(host: Host, containers: Sequence[ContainerSeen]) -> tuple[Target, ..
             Target(container.slot, container.id, container.pid, address, slot.plan.port, release.model, slot.plan.gpus)
         )
     return tuple(found)
+
+
+def watched_closely(host: Host, containers: Sequence[ContainerSeen]) -> frozenset[int]:
+    """Slots that are to be replaced as soon as nobody is served."""
+    if host.down:
+        return frozenset(slot.plan.index for slot in host.slots)
+    found: set[int] = set()
+    for container in containers:
+        slot = host.slot(container.slot)
+        release = rollout.target(host, slot) if slot else None
+        if slot and release and container.spec_hash != ContainerSpec(slot.plan, release).hash:
+            found.add(container.slot)
+    return frozenset(found)
 
 
 def _known(host: Host, config: Config, containers: Sequence[ContainerSeen]) -> tuple[SlotPlan, ...]:

@@ -59,7 +59,10 @@ class Target:
 class HealthSource(Protocol):
     """Watches containers; `evidence` never blocks. A target with another container id begins anew."""
 
-    def watch(self, targets: tuple[Target, ...]) -> None: ...
+    def watch(self, targets: tuple[Target, ...], closely: frozenset[int] = frozenset()) -> None:
+        """`closely`: slots whose connections are to be counted at each look; for the others that is done only while
+        a canary waits, because it is dear."""
+        ...
 
     def evidence(self) -> Mapping[int, Evidence]: ...
 

@@ -34,7 +34,15 @@ class Sight:
         self._cpu: tuple[float, float] | None = None  # when, CPU seconds
         self._sizes: tuple[int, ...] = ()
 
-    def look(self, before: Evidence, snapshot: GpuSnapshot, *, flow_bytes_per_s: float, now_s: float) -> Evidence:
+    def look(
+        self,
+        before: Evidence,
+        snapshot: GpuSnapshot,
+        *,
+        flow_bytes_per_s: float,
+        count_peers: bool,
+        now_s: float,
+    ) -> Evidence:
         target = self._target
         facts = gpu_facts(snapshot, target.gpus, self._belongs, now_s)
         found = replace(
@@ -44,12 +52,12 @@ class Sight:
             gpu_memory_bytes=facts.memory_bytes,
         )
         if not self._is_visible():
-            return _computing(found, facts.utilization_ratio, None, now_s)
+            return _computing(replace(found, peers=None), facts.utilization_ratio, None, now_s)
         cores = self._cores(now_s) if facts.utilization_ratio is None else None
         found = _computing(found, facts.utilization_ratio, cores, now_s)
         if _is_waiting(found) and self._has_moved(facts):
             found = replace(found, progress_s=now_s)
-        return self._traffic(found, flow_bytes_per_s, now_s)
+        return replace(self._traffic(found, flow_bytes_per_s, now_s), peers=self._peers() if count_peers else None)
 
     def leave_out(self, line: Access) -> None:
         self._flow.leave_out(line)
@@ -63,14 +71,14 @@ class Sight:
     def _traffic(self, before: Evidence, flow_bytes_per_s: float, now_s: float) -> Evidence:
         self._sample(now_s)
         rate = self._flow.rate()
+        flows = rate is not None and rate >= flow_bytes_per_s
+        return replace(before, bytes_per_s=rate, flow_s=now_s if flows else before.flow_s)
+
+    def _peers(self) -> int | None:
+        """The kernel walks through the connections of the whole host for it, which takes milliseconds."""
         own = self._meter.connections
-        peers = self._processes.connections(self._target.pid, self._port)
-        return replace(
-            before,
-            bytes_per_s=rate,
-            flow_s=now_s if rate is not None and rate >= flow_bytes_per_s else before.flow_s,
-            peers=None if peers is None else max(0, peers - own),
-        )
+        all_of_them = self._processes.connections(self._target.pid, self._port)
+        return None if all_of_them is None else max(0, all_of_them - own)
 
     def _sample(self, now_s: float) -> None:
         sent = self._processes.sent_bytes(self._target.pid) if self._is_visible() else None

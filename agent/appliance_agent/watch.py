@@ -54,6 +54,7 @@ class Watch:
             on_access or _nothing,
         )
         self._targets: tuple[Target, ...] = ()
+        self._closely: frozenset[int] = frozenset()
         self._watched: Mapping[int, Watched] = {}
         self._spreads: dict[int, tuple[float | None, float]] = {}
         self._looked_s = float("-inf")
@@ -63,7 +64,8 @@ class Watch:
     def start(self) -> None:
         self._thread.start()
 
-    def watch(self, targets: tuple[Target, ...]) -> None:
+    def watch(self, targets: tuple[Target, ...], closely: frozenset[int] = frozenset()) -> None:
+        self._closely = closely
         if targets != self._targets:
             self._targets = targets
             self._nudged.set()
@@ -118,8 +120,8 @@ class Watch:
 
     def _look(self, now_s: float) -> None:
         snapshot = self._gpus()
-        for watched in self._watched.values():
-            watched.look(snapshot, now_s)
+        for slot, watched in self._watched.items():
+            watched.look(snapshot, now_s, closely=slot in self._closely)
 
     def _ask(self, now_s: float) -> float:
         """Asks whose turn it is; returns when the next turn may be."""

@@ -12,7 +12,7 @@ from appliance_agent import canary, preload
 from appliance_agent.access_log import Access, Event, Parser, Timing
 from appliance_agent.canary import Question
 from appliance_agent.config import HealthConfig
-from appliance_agent.due import AT_ONCE, YOUNG_S, due_s, is_hopeless, is_left_out
+from appliance_agent.due import AT_ONCE, YOUNG_S, due_s, is_hopeless, is_left_out, is_questionable, was_alone
 from appliance_agent.evidence import Canary, Evidence, Load, Outcome, Running
 from appliance_agent.gpus import GpuSnapshot
 from appliance_agent.http import Broken, Cancel, ExchangeError, Http, Meter, Server
@@ -92,9 +92,12 @@ class Watched:
 
     # --- the deciding thread -----------------------------------------------------------------------------------------
 
-    def look(self, snapshot: GpuSnapshot, now_s: float) -> None:
+    def look(self, snapshot: GpuSnapshot, now_s: float, *, closely: bool) -> None:
         rate = self.config.flow_bytes_per_s
-        self._update(lambda before: self._sight.look(before, snapshot, flow_bytes_per_s=rate, now_s=now_s))
+        count = closely or is_questionable(self._evidence, now_s)
+        self._update(
+            lambda before: self._sight.look(before, snapshot, flow_bytes_per_s=rate, count_peers=count, now_s=now_s)
+        )
         if is_hopeless(self._evidence, self.config, now_s):
             self._cancel()
 
@@ -179,7 +182,7 @@ class Watched:
         question = Question(config.canary_prompt, config.canary_tokens)
         ended = canary.ask(self._around.http, self._server, question, progress=self._heard, cancel=cancel)
         self._own.ended(ended.ended_s)
-        self._update(lambda before: _with(before, ended))
+        self._update(lambda before: _with(before, replace(ended, alone=was_alone(before, ended))))
         if not self._closed:
             self._around.on_canary(self.target.slot, ended)
         self._around.wake()
