@@ -108,7 +108,17 @@ def test_a_line_that_goes_on_otherwise_is_counted(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["", "\r", "[GIN-debug] GET / --> x", "\x00\xff\xfe", "Ollama is running", "time=", "total time = 3 ms"]
+    "line",
+    [
+        "",
+        "\r",
+        'time=T msg="llama runner started in 1.2.3 seconds"',
+        "[GIN-debug] GET / --> x",
+        "\x00\xff\xfe",
+        "Ollama is running",
+        "time=",
+        "total time = 3 ms",
+    ],
 )
 def test_a_line_of_another_kind_is_nothing(line: str) -> None:
     parser = Parser()

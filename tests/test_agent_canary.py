@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from engines import wait_until
 from scriptedstore import lay_scripted_models
-from standinserver import OllamaServer, chat
+from standinserver import OllamaServer, chat, lines_with
 
 from appliance_agent import canary, preload
 from appliance_agent.access_log import MARK
@@ -218,6 +218,8 @@ def test_an_unknown_model_is_an_outcome(start: Start, http: Http) -> None:
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", Outcome.STREAM_ERROR),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", Outcome.STREAM_ERROR),
         (b'HTTP/1.1 503 Busy\r\nContent-Length: 17\r\n\r\n{"error":"queue"}', Outcome.SERVER_BUSY),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000 + b"\n", Outcome.STREAM_ERROR),
+        (b"HTTP/1.1 500 Oh\r\n\r\n" + b"[" * 60_000, Outcome.HTTP_ERROR),
         (b"HTTP/1.1 502 Bad\r\nContent-Length: 4\r\n\r\n<a/>", Outcome.HTTP_ERROR),
         (
             b'HTTP/1.1 200 OK\r\n\r\n{"message":{"content":""},"done":true,"eval_count":1}\n',
@@ -309,11 +311,9 @@ def test_our_requests_show_their_mark_in_the_log(start: Start, http: Http) -> No
     preload.version(http, at(server), cancel=Cancel(), silence_s=2)
     load(http, at(server))
     ask(http, at(server))
-    wait_until(lambda: len(server.stdout) >= 5, timeout_s=5, what="the access lines")
-    lines = [line for line in server.stdout if line.startswith("[GIN]")]
+    wait_until(lambda: len(lines_with(server.stdout, r"^\[GIN\]")) == 3, timeout_s=5, what="the access lines")
 
-    assert len(lines) == 3
-    assert all(f'?{MARK}"' in line for line in lines)
+    assert len(lines_with(server.stdout, rf'\?{MARK}"$')) == 3
 
 
 def test_the_meter_counts_about_what_the_server_sent(start: Start, http: Http) -> None:
@@ -359,7 +359,7 @@ def test_a_model_that_is_not_in_memory_is_not_loaded(start: Start, http: Http) -
     assert short.vram_bytes == short.model_bytes > 0
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"hello", b'{"models":null}'])
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"hello", b'{"models":null}', b"[" * 100_000])
 def test_something_else_than_ollama_lists_no_models(http: Http, body: bytes) -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     with answering(answer) as port, pytest.raises(preload.NoAnswerError):

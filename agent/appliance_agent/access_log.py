@@ -29,7 +29,7 @@ _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)(ns|µs|us|ms|s))
 _UNITS: Final = {"ns": 1e-9, "µs": 1e-6, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 _TIMING = re.compile(r"(?:slot\s+print_timing: id\s+(-?\d+) \| task (-?\d+) \|)?\s*(prompt eval|eval) time =(.*)")
 _FIGURES = re.compile(r"\s*([\d.]+) ms /\s*(\d+) (?:tokens|runs)")
-_STARTED = re.compile(r'msg="(?:llama runner|llama-server) started in ([\d.]+) seconds"')
+_STARTED = re.compile(r'msg="(?:llama runner|llama-server) started in (\d+(?:\.\d+)?) seconds"')
 _STARTING = re.compile(r'msg="starting (?:runner|llama server|llama-server)".* --model ')
 _FAILED = re.compile(
     r'msg="(?:NewLlamaServer failed|Load failed|error loading llama server|failed to load model metadata)".*?error=(?:"((?:[^"\\]|\\.)*)"|(\S+))'

@@ -49,6 +49,8 @@ def ask(http: Http, server: Server, question: Question, *, progress: Progress, c
         return talk.ended(outcome_of(error), str(error))
     except ChatError as error:
         return talk.ended(Outcome.STREAM_ERROR, error.message)
+    except RecursionError:
+        return talk.ended(Outcome.STREAM_ERROR, "not a line of a chat stream: it is nested without end")
 
 
 def outcome_of(error: ExchangeError) -> Outcome:
@@ -60,7 +62,7 @@ def failure(answer: Answer) -> tuple[Outcome, str]:
     text = answer.body(limit_bytes=64 * 1024).decode("utf-8", "replace").strip()
     try:
         words = str(json.loads(text)["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         words = text
     outcome = Outcome.SERVER_BUSY if answer.status == 503 else Outcome.HTTP_ERROR
     return outcome, f"status {answer.status}: {words[:300]}"

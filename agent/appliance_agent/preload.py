@@ -81,7 +81,7 @@ def _document(http: Http, server: Server, path: str, cancel: Cancel, silence_s: 
 def _object(body: bytes) -> dict[str, Any]:
     try:
         node = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         node = None
     if not isinstance(node, dict):
         raise NoAnswerError(f"not an answer of Ollama: {body[:80]!r}")
