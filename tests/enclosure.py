@@ -106,6 +106,7 @@ class Enclosure:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,  # Ctrl-C is not for it
         )
         assert process.stdout is not None
         assert process.stderr is not None

@@ -161,8 +161,13 @@ class PrivateEngine(Engine):
             raise EngineError("the engine is running already")
         (self.directory / "daemon.json").write_text(json.dumps(self._configuration()))
         with (self.directory / "dockerd.log").open("ab") as log:
+            # A process group of its own: Ctrl-C is for the tests, which then end it.
             self._daemon = subprocess.Popen(
-                self._enclosure.command(self._daemon_words()), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self._enclosure.command(self._daemon_words()),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
             )
         wait_until(self._answers_or_died, timeout_s=120, what="the engine to answer")
         if self._daemon.poll() is not None:
