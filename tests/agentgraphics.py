@@ -115,4 +115,5 @@ class Graphics:
     def _changed(self, device: FakeGpu | FakeMig, running: list[Found]) -> bool:
         ours = [each for each in running if device.uuid in each.gpus and each.slot not in self.cpu_only]
         before, device.processes = device.processes, [(each.pid, GIB) for each in ours]
+        device.used_gib += len(ours) - len(before or [])
         return before != device.processes
