@@ -448,6 +448,32 @@ def test_an_engine_that_freezes_is_an_error_and_leaves_no_name(
     assert left == {""}
 
 
+def test_an_interruption_is_not_held_up_by_a_frozen_engine(make_engine: MakeEngine, name: ImageReference) -> None:
+    """With the patience of this sink the test would end by its time limit."""
+    engine = make_engine("classic")
+    layers = fresh()
+
+    def freeze_and_interrupt() -> None:
+        engine.freeze()
+        raise KeyboardInterrupt
+
+    class Interrupted(QuietReporter):
+        @contextmanager
+        def transfer(self, name: str, *, size: int) -> Iterator[SilentTransfer]:
+            freeze_and_interrupt()
+            yield SilentTransfer()
+
+    with connected(engine) as ours:
+        sink = EngineSink(ours, name, Interrupted(), silence=Silence(answer_within_s=3600))
+        write_all(sink, layers)
+        with pytest.raises(KeyboardInterrupt):
+            sink.commit(built(layers))
+        sink.abort()
+        engine.thaw()
+
+        assert ours.image(str(name)) is None
+
+
 def test_an_engine_that_freezes_for_a_while_is_waited_for(make_engine: MakeEngine, name: ImageReference) -> None:
     engine = make_engine("classic")
     layers = fresh(40 * MEBIBYTE)

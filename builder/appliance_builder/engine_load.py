@@ -15,7 +15,7 @@ from typing import Final
 from appliance_builder.engine import Engine, EngineError, Said, Unpacking
 
 _QUEUE_CHUNKS: Final = 8  # of 1 MiB at most
-_ABORT_S: Final = 5
+_ABORT_S: Final = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from appliance_image.oci import ImageConfig
 from appliance_image.reference import ImageReference
 
 _COPIES: Final = 2  # a classic engine unpacks a copy of the tar, a containerd store keeps blobs beside what it unpacks
+_LEAVE_S: Final = 2.0  # a frozen engine is left to itself when the user interrupts
 _DISK_FULL: Final = os.strerror(errno.ENOSPC).lower()
 
 
@@ -103,9 +104,10 @@ class EngineSink:
         try:
             loaded = self._loaded(image)
             self._engine.tag(loaded.id, self._name)
-        except BaseException:
+        except BaseException as error:
             if before is None:
-                self._forget(image)
+                is_interrupted = not isinstance(error, Exception)
+                self._forget(image, within_s=_LEAVE_S if is_interrupted else self._silence.answer_within_s)
             raise
         return self._line(loaded, image)
 
@@ -150,9 +152,9 @@ class EngineSink:
         found = (self._engine.image(str(identity)) for identity in _ids(image))
         return next((one for one in found if one), None)
 
-    def _forget(self, image: BuiltImage) -> None:
+    def _forget(self, image: BuiltImage, *, within_s: float) -> None:
         """A containerd store keeps the record of an image that it could not unpack."""
-        if not self._engine.answers(timeout_s=self._silence.answer_within_s):
+        if not self._engine.answers(timeout_s=within_s):
             return
         with suppress(EngineError):  # what is told is why the load failed
             left = self._present(image)
