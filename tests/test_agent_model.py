@@ -7,6 +7,7 @@ action has a reason, budgets hold, and when all faults are gone everything serve
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from agentworld import CONFIG, World, release
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from appliance_agent.slots import Cause
+from appliance_agent.slots import Cause, Host
 from appliance_agent.states import SICK_REASONS, TRANSITIONS, Action, Reason, State
 
 SLOTS = 4
@@ -29,6 +30,7 @@ class Agent(RuleBasedStateMachine):
     def begin(self) -> None:
         self.world = World(SLOTS, config=replace(CONFIG, rollout=replace(CONFIG.rollout, drain_s=30)))
         self.touched: set[int] = set()
+        self.forgot = False
         self.states: list[State] = []
         self.releases = 1
         self.tick(40)
@@ -107,9 +109,10 @@ class Agent(RuleBasedStateMachine):
             if data.draw(st.booleans(), label=f"{decision.action.value} {decision.slot} was done"):
                 self.world._done(decision)  # noqa: SLF001
         self.world.restart_agent()
-        if not kept and not self.world.bad(self.world.wanted):
-            self.touch(*range(SLOTS))  # without memory a release on its way has no way back
-            self.world.host = type(self.world.host)()
+        if not kept:
+            self.forgot = True
+            self.touch(*range(SLOTS))
+            self.world.host = Host()
 
     @precondition(lambda self: hasattr(self, "world"))
     @invariant()
@@ -128,7 +131,7 @@ class Agent(RuleBasedStateMachine):
         world.stuck.clear()
         for container in world.containers.values():
             container.ill, container.users = "", 0
-        if world.host.good is None:
+        if world.host.good is None or self.forgot:  # without memory there may be no good release to go back to
             world.bad = lambda _: ""
         for _ in range(CALM_S // 30):
             self.tick(1, seconds=30)
@@ -187,7 +190,11 @@ def test_a_rolling_change_ends_well_wherever_the_agent_is_killed(count: int) -> 
                 world._done(decision)  # noqa: SLF001
         world.restart_agent()
 
-        world.until(lambda world=world: world.all_proven() and set(world.running().values()) == {"sha256:two"})  # type: ignore[misc]
+        world.until(partial(_runs, world, "sha256:two"))
 
-        assert [len(world.made(index)) <= 3 for index in range(3)] == [True] * 3  # type: ignore[has-type]
+        assert [len(world.made(index)) <= 3 for index in range(3)] == [True] * 3
         assert world.host.refused is None
+
+
+def _runs(world: World, image_id: str) -> bool:
+    return world.all_proven() and set(world.running().values()) == {image_id}

@@ -480,3 +480,17 @@ def test_every_decision_has_a_reason_in_words() -> None:
 
     assert all(decision.because for decision in world.log)
     assert all(entry.because for entry in world.host.history)
+
+
+def test_without_a_state_file_the_good_release_is_what_most_slots_run() -> None:
+    world = ready(3)
+    world.bad = lambda what: "never_loads" if what == TWO else ""
+    world.wanted = TWO
+    world.until(lambda: TWO.image_id in world.running().values())
+
+    world.host = Host()
+    world.until(lambda: world.host.refused is not None)
+    world.until(world.all_ready)
+
+    assert set(world.running().values()) == {"sha256:one"}
+    assert [len(world.removed(index)) for index in (1, 2)] == [0, 0]

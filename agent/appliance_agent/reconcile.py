@@ -6,6 +6,7 @@ agent comes to the same decisions. The rules of the host, which no slot can know
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
@@ -33,7 +34,7 @@ def reconcile(config: Config, host: Host, seen: Seen, now: Now) -> tuple[Host, t
     host = _with_release(host, seen)
     host = _with_done(config, host, seen, now)
     containers, strays = _sorted(host, seen.engine.containers)
-    host = rollout.choose_trial(host, containers)
+    host = rollout.choose_trial(host, containers, seen.misfits)
     steps = {
         slot.plan.index: step(View(config, host, slot, seen, now, containers.get(slot.plan.index), _spec(host, slot)))
         for slot in host.slots
@@ -57,10 +58,13 @@ def _with_plans(host: Host, plans: Iterable[SlotPlan]) -> Host:
 
 def _with_release(host: Host, seen: Seen) -> Host:
     if host.good is None and seen.wanted is not None:
-        others = [each for each in seen.engine.containers if each.release_hash != seen.wanted.hash]
-        running = [each for each in others if each.running and each.release]
-        if running:  # the state file was lost: what runs is what was good
-            host = replace(host, good=running[0].release)
+        wanted = seen.wanted.hash
+        others = Counter(
+            each.release for each in seen.engine.containers if each.running and each.release_hash != wanted
+        )
+        del others[None]
+        if others:  # the state file was lost: what most slots run is what was good
+            host = replace(host, good=others.most_common(1)[0][0])
     return rollout.with_wanted(host, seen.wanted)
 
 
@@ -128,8 +132,10 @@ def _decided(config: Config, host: Host, seen: Seen, steps: dict[int, Step]) -> 
         wish = steps[index]
         slot = wish.slot
         if wish.drain is not None:
-            slot = wish.slot if gate.held_drain(index) else wish.drain
-            gate = gate.after_drain(index) if slot is wish.drain else gate
+            if held := gate.held_drain(index):
+                slot = replace(slot, because=f"{slot.because}; {held}")
+            else:
+                slot, gate = wish.drain, gate.after_drain(index)
         elif wish.decision is not None and wish.taken is not None:
             if held := gate.held(wish):
                 slot = replace(slot, because=f"{wish.decision.because}; {held}")
