@@ -130,6 +130,8 @@ def test_each_canary_takes_one_short_timing_off() -> None:
         ({"canary": Running(100.0, 100.1, 105.0, 3)}, True),
         ({"canaries": (Canary(100.0, 100.0, Outcome.SERVER_BUSY),)}, True),
         ({"canaries": (Canary(100.0, 100.1, Outcome.OK),)}, False),
+        ({"canary": Running(100.0), "flow_s": 109.0}, False),
+        ({"canary": Running(100.0), "flow_s": 105.0}, True),
     ],
 )
 def test_connections_are_counted_only_while_our_own_request_gets_nothing(

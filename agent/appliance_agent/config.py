@@ -71,7 +71,7 @@ class HealthConfig:
     load_s: float = 300.0  # a load without any progress
     failures: int = 3  # failed canaries in a row
     fresh_s: float = 10.0  # how long a user's finished request proves life
-    flow_bytes_per_s: float = 500.0  # less is no stream of tokens
+    flow_bytes_per_s: float = 200.0  # less is no stream of tokens
     slow_ratio: float = 0.5  # of the slot's own baseline
     slow_canaries: int = 3  # in a row
 

@@ -14,6 +14,7 @@ _STARTING_S: Final = 0.5
 _STARTING_FOR_S: Final = 60.0
 _PATIENCE_S: Final = 60.0
 _QUESTIONABLE_S: Final = 0.5
+_FLOWS_S: Final = 3.0
 
 
 def due_s(evidence: Evidence, config: HealthConfig, *, asked_s: float | None, spread: float) -> float:
@@ -62,8 +63,10 @@ def is_hopeless(evidence: Evidence, config: HealthConfig, now_s: float) -> bool:
 
 
 def is_questionable(evidence: Evidence, now_s: float) -> bool:
-    """Our own request gets nothing: whether anybody else does is then worth a dear look."""
+    """Our own request gets nothing: whether anybody else does is then worth a dear look, unless bytes say it already."""
     running, last = evidence.canary, evidence.last_canary
+    if evidence.flow_s is not None and now_s - evidence.flow_s < _FLOWS_S:
+        return False
     if running is None:
         return last is not None and last.outcome is Outcome.SERVER_BUSY
     heard_s = running.started_s if running.last_token_s is None else running.last_token_s

@@ -24,6 +24,7 @@ from appliance_agent.sight import Sight
 
 ANSWER_S: Final = 2.0  # for /api/ps and /api/version, which take a millisecond
 _CANARIES_MAX: Final = 20
+_NEWS: Final = 5  # canaries of a container that may prove it
 _SILENCE_S: Final = 1.0  # after so long a token is news
 
 
@@ -185,7 +186,8 @@ class Watched:
         self._update(lambda before: _with(before, replace(ended, alone=was_alone(before, ended))))
         if not self._closed:
             self._around.on_canary(self.target.slot, ended)
-        self._around.wake()
+        if ended.outcome is not Outcome.OK or len(self._evidence.canaries) <= _NEWS:
+            self._around.wake()  # one more good one can wait for the next tick
 
     def _heard(self, running: Running) -> None:
         before = self._evidence.canary
