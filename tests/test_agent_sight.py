@@ -234,13 +234,21 @@ def test_without_nvml_the_processors_show_whether_it_computes(machine: Machine) 
     machine.look(100.0)
     machine.uses(cpu_s=1.5)
     busy = machine.look(101.0)
-    machine.uses(cpu_s=1.6)
+    machine.uses(cpu_s=1.51)
     idle = machine.look(102.0, busy)
 
     assert busy.compute_ratio == pytest.approx(1.5)
     assert busy.compute_s == 101.0
-    assert idle.compute_ratio == pytest.approx(0.1)
+    assert idle.compute_ratio == pytest.approx(0.01)
     assert idle.compute_s == 101.0
+
+
+def test_a_runner_that_gets_a_fifth_of_a_core_computes(machine: Machine) -> None:
+    """Measured with a real Ollama: so little on a host with other work; when frozen, 0.00003."""
+    machine.look(100.0)
+    machine.uses(cpu_s=0.2)
+
+    assert machine.look(101.0).compute_s == 101.0
 
 
 # --- a load that goes on ---------------------------------------------------------------------------------------------

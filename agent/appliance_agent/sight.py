@@ -15,7 +15,7 @@ from appliance_agent.ports import Target
 from appliance_agent.procfs import Group, Processes
 
 _GPU_COMPUTES: Final = 0.05
-_CPU_COMPUTES: Final = 0.3  # cores
+_CPU_COMPUTES: Final = 0.05  # cores; one that has to share them gets little, a frozen one none
 _MOVED_BYTES: Final = 1024 * 1024
 _ANSWER_BYTES: Final = 100  # a broken-off request has a line, too, but no bytes
 
