@@ -129,10 +129,11 @@ class Agent(RuleBasedStateMachine):
         world.engine_up = world.nvml_up = True
         world.lost.clear()
         world.stuck.clear()
-        for container in world.containers.values():
-            container.ill, container.users = "", 0
         if world.host.good is None or self.forgot:  # without memory there may be no good release to go back to
             world.bad = lambda _: ""
+        for container in world.containers.values():
+            assert container.seen.release is not None
+            container.ill, container.users = world.bad(container.seen.release), 0
         for _ in range(CALM_S // 30):
             self.tick(1, seconds=30)
             if world.all_ready():
