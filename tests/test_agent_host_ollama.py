@@ -1,0 +1,326 @@
+"""The whole agent with a real Ollama in its containers: every verdict that the stand-in is asked for, from the original.
+
+`OLLAMA_BIN` names the program. What runs on the CPU here runs the same requests through the same server as on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agenthost import MODEL, QUICK, AgentHost
+from building import Site, ok
+from engines import PrivateEngine, wait_until
+from ollamastore import Config, Source, lay_model
+from scriptedgguf import write_scripted_gguf
+from smallbase import assemble
+from thinktemplates import R1_NOW
+
+pytestmark = pytest.mark.ollama
+
+IMAGE = "agent-test:real"
+HIDDEN = 20_000  # a token takes some milliseconds, so that streams last
+CPU = 'gpus = "none"'
+ONE_AT_A_TIME = {"OLLAMA_NUM_PARALLEL": "1", "OLLAMA_CONTEXT_LENGTH": "2048"}
+PATIENT = QUICK.replace("first_token_s = 2", "first_token_s = 3").replace("load_s = 6", "load_s = 60")
+
+
+@pytest.fixture(scope="module")
+def real_engine(gpu_engine: PrivateEngine, tmp_path_factory: pytest.TempPathFactory) -> PrivateEngine:
+    directory = tmp_path_factory.mktemp("real")
+    site = Site(directory, {"DOCKER_HOST": gpu_engine.docker_host})
+    weights = directory / "endless.gguf"
+    write_scripted_gguf(weights, think="", answer="and on and", words=20, endless=True, hidden=HIDDEN)
+    layers: dict[str, Source | Sequence[Source]] = {"model": weights, "template": R1_NOW, "params": {"num_thread": 1}}
+    lay_model(site.store, MODEL, layers, config=Config(file_type="F16"))
+    program = Path(os.environ["OLLAMA_BIN"])
+    alone = {"PATH": os.environ["PATH"], "HOME": str(directory), "OLLAMA_HOST": "127.0.0.1:1"}
+    said = subprocess.run([program, "--version"], env=alone, check=True, capture_output=True, text=True)
+    version = said.stdout.split()[-1]
+    assemble(directory / "base", version=version, ollama_bin=program)
+    base = ("--base", f"oci:{directory / 'base'}", "--ollama-version", version)
+    ok(site.run("build", MODEL, "--from-store", str(site.store), *base, "-t", IMAGE, "--load"))
+    return gpu_engine
+
+
+@pytest.fixture
+def host(real_engine: PrivateEngine, nvml_library: Path, tmp_path: Path) -> Iterator[AgentHost]:
+    made = AgentHost(real_engine, tmp_path, nvml_library, gpus=1, extra=PATIENT)
+    made.write_config(IMAGE, head=CPU, environment=ONE_AT_A_TIME)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def ready(host: AgentHost) -> AgentHost:
+    host.start()
+    host.wait_ready()
+    return host
+
+
+def ask(host: AgentHost, method: str, path: str, body: object = None, *, timeout_s: float = 60) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", 8880)
+    connection.sock = host.engine.connect(8880, timeout_s=timeout_s)
+    with contextlib.closing(connection):
+        connection.request(method, path, None if body is None else json.dumps(body))
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def loaded(host: AgentHost) -> list[dict[str, Any]]:
+    models: list[dict[str, Any]] = json.loads(ask(host, "GET", "/api/ps")[1])["models"]
+    return models
+
+
+def log(host: AgentHost, container: str = "") -> str:
+    ran = host.engine.run_cli("logs", container or host.ids()[0])
+    return ran.stdout + ran.stderr
+
+
+def loads(host: AgentHost) -> int:
+    return len(re.findall(r'msg="starting (?:runner|llama server|llama-server)".* --model ', log(host)))
+
+
+def aborted(host: AgentHost) -> list[str]:
+    return re.findall(r"\[GIN\].*\| 499 \|.*", log(host))
+
+
+def runners(container: str) -> list[int]:
+    """The processes that compute, as they are numbered here."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and container in (entry / "cgroup").read_text():
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                found += [int(entry.name)] if b"--model" in words else []
+    return found
+
+
+def runner(host: AgentHost) -> int:
+    found = runners(host.ids()[0])
+    assert len(found) == 1
+    return found[0]
+
+
+def good_canaries(host: AgentHost, number: int) -> None:
+    """Until so many more have given tokens."""
+    seen: set[str] = set()
+    first = last_good(host)
+
+    def enough() -> bool:
+        seen.add(last_good(host))
+        return len(seen - {first}) >= number
+
+    host.wait(enough, f"{number} good canaries", timeout_s=120)
+
+
+def last_good(host: AgentHost) -> str:
+    slots = host.slots()
+    return str((slots[0]["good_canary"] or {}).get("time", "")) if slots else ""
+
+
+class Stream:
+    """A user's chat under way."""
+
+    def __init__(self, host: AgentHost, tokens: int) -> None:
+        self.lines: list[bytes] = []
+        self._host, self._tokens = host, tokens
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        wait_until(lambda: len(self.lines) > 3, timeout_s=60, what="the stream to begin")
+
+    def _read(self) -> None:
+        body = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": "hi"}],
+            "options": {"num_predict": self._tokens},
+        }
+        connection = http.client.HTTPConnection("127.0.0.1", 8880)
+        connection.sock = self._host.engine.connect(8880, timeout_s=120)
+        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("POST", "/api/chat", json.dumps(body))
+            answer = connection.getresponse()
+            while line := answer.readline():
+                self.lines.append(line)
+
+    def end(self) -> dict[str, Any]:
+        """The last object."""
+        self._thread.join(120)
+        last: dict[str, Any] = json.loads(self.lines[-1])
+        return last
+
+
+def states_for(host: AgentHost, seconds: int) -> set[str]:
+    never = threading.Event()
+    return {state for _ in range(2 * seconds) if not never.wait(0.5) for state in host.states()}
+
+
+def restarts(host: AgentHost) -> dict[str, int]:
+    counted: dict[str, int] = host.slots()[0]["restarts"]
+    return counted
+
+
+def test_a_cold_load_is_waited_for_and_canaries_change_nothing(ready: AgentHost) -> None:
+    before = loaded(ready)[0]
+    good_canaries(ready, 4)
+    after = loaded(ready)[0]
+
+    assert before["expires_at"][:4] == after["expires_at"][:4] > "2300"
+    assert before["context_length"] == after["context_length"] == 2048
+    assert loads(ready) == 1
+    assert aborted(ready) == []
+    assert ready.chat(0, tokens=50)[0] == 200
+    assert restarts(ready) == {"start": 1}
+
+
+def test_a_client_s_keep_alive_outlives_the_canaries(ready: AgentHost) -> None:
+    """Three hours after the last request, the canary's own included."""
+    ask(ready, "POST", "/api/generate", {"model": MODEL, "keep_alive": "3h"})
+    good_canaries(ready, 3)
+    left = datetime.fromisoformat(loaded(ready)[0]["expires_at"]) - datetime.now(UTC)
+
+    assert timedelta(hours=2.9) < left <= timedelta(hours=3)
+    assert loads(ready) == 1
+
+
+def test_a_slow_load_is_never_aborted(host: AgentHost) -> None:
+    """The runner stands still in the middle of its load for longer than any canary may wait."""
+    host.start()
+    host.wait(lambda: 0 in host.ids(), "the container")
+    container = host.ids()[0]
+    wait_until(lambda: bool(runners(container)), timeout_s=60, what="the runner")
+    begun = runners(container)[0]
+    os.kill(begun, signal.SIGSTOP)
+    try:
+        states = states_for(host, 20)
+    finally:
+        os.kill(begun, signal.SIGCONT)
+    host.wait_ready()
+
+    assert states <= {"starting", "loading"}
+    assert host.ids()[0] == container
+    assert runners(container) == [begun]
+    assert aborted(host) == []
+    assert restarts(host) == {"start": 1}
+
+
+def test_a_frozen_runner_is_found_out_and_the_slot_is_replaced(ready: AgentHost) -> None:
+    before = ready.ids()
+    os.kill(runner(ready), signal.SIGSTOP)
+    ready.wait(lambda: ready.ids().get(0, before[0]) != before[0], "the slot to be replaced")
+    ready.wait_ready()
+
+    removed = [entry for entry in ready.history() if entry["action"] == "remove"]
+    assert restarts(ready) == {"start": 1, "wedged": 1}
+    assert "no token for" in removed[0]["because"]
+
+
+def test_a_runner_that_freezes_under_a_user_is_found_out(ready: AgentHost) -> None:
+    before = ready.ids()
+    Stream(ready, 100_000)
+    os.kill(runner(ready), signal.SIGSTOP)
+    ready.wait(lambda: ready.ids().get(0, before[0]) != before[0], "the slot to be replaced")
+    ready.wait_ready()
+
+    removed = [entry for entry in ready.history() if entry["action"] == "remove"]
+    assert restarts(ready) in ({"start": 1, "wedged": 1}, {"start": 1, "stalled": 1})
+    assert "with 1 more connected, and nothing computes" in removed[0]["because"]
+
+
+def test_a_runner_that_dies_in_mid_stream_is_ollama_s_own_affair(ready: AgentHost) -> None:
+    before = ready.ids()
+    stream = Stream(ready, 100_000)
+    os.kill(runner(ready), signal.SIGKILL)
+    last = stream.end()
+    good_canaries(ready, 3)
+
+    assert "error" in last
+    assert ready.ids() == before
+    assert loads(ready) == 2
+    assert restarts(ready) == {"start": 1}
+    assert ready.states() == ["ready"]
+
+
+def test_a_runner_that_dies_idle_is_found_out_and_nothing_is_restarted(ready: AgentHost) -> None:
+    before = ready.ids()
+    killed = runner(ready)
+    os.kill(killed, signal.SIGKILL)
+    good_canaries(ready, 3)
+
+    assert runner(ready) != killed
+    assert ready.ids() == before
+    assert loads(ready) == 2
+    assert restarts(ready) == {"start": 1}
+
+
+def test_a_full_queue_is_busy_and_never_restarted(host: AgentHost) -> None:
+    """With the thresholds that a user has; only the canaries come more often."""
+    host.extra = "[health]\ncanary_interval_s = 1\n[engine]\n"
+    host.write_config(IMAGE, head=CPU, environment=ONE_AT_A_TIME)
+    host.start()
+    host.wait_ready()
+    before, over = host.ids(), threading.Event()
+
+    def use() -> int:
+        said = 0
+        while not over.is_set():
+            said += host.chat(0, tokens=200, timeout_s=300)[0] == 200
+        return said
+
+    with ThreadPoolExecutor(10) as pool:
+        users = [pool.submit(use) for _ in range(10)]
+        try:
+            host.wait(lambda: host.slots()[0]["health"] == "busy", "the verdict busy")
+            seen = [host.slots()[0] for _ in range(60) if not over.wait(1)]
+        finally:
+            over.set()
+
+    assert {slot["state"] for slot in seen} == {"ready"}, host.story()
+    assert host.ids() == before
+    assert restarts(host) == {"start": 1}
+    assert aborted(host) == []
+    assert sum(user.result() for user in users) > 10
+    good_canaries(host, 2)
+
+
+def test_a_model_that_a_client_unloads_is_loaded_again(ready: AgentHost) -> None:
+    before = ready.ids()
+    ask(ready, "POST", "/api/generate", {"model": MODEL, "keep_alive": 0})
+    wait_until(lambda: runners(before[0]) == [], timeout_s=20, what="the runner to end")
+    ready.wait(lambda: len(runners(before[0])) == 1, "the model to be loaded again")
+    good_canaries(ready, 2)
+
+    assert ready.ids() == before
+    assert restarts(ready) == {"start": 1}
+    assert loaded(ready)[0]["expires_at"][:4] > "2300"
+    assert aborted(ready) == []
+
+
+def test_on_a_gpu_the_same_and_a_fallback_is_noticed(host: AgentHost) -> None:
+    host.write_config(IMAGE, environment=ONE_AT_A_TIME)
+    host.start()
+    host.wait_ready()
+    before = host.ids()
+    good_canaries(host, 2)
+    first = host.ids()
+    host.graphics.cpu_only.add(0)
+    host.wait(lambda: host.ids().get(0, before[0]) != before[0], "the slot to be replaced")
+    host.graphics.cpu_only.clear()
+    host.wait_ready()
+
+    assert first == before
+    assert restarts(host) == {"start": 1, "on_cpu": 1}
