@@ -167,19 +167,24 @@ def into_fresh(bench: Bench, way: Callable[[Registry], Taken]) -> Callable[[], T
     return once
 
 
-CURL, OURS = "`curl -T` of the blob into the registry", "`appliance build --push`, the first time of all"
+CURL, OURS = "`curl -T` of the blob into the registry", "`appliance build --push`"
+FIRST = "the same, the first time of all"
 
 
 def pushes(bench: Bench, rounds: int) -> None:
-    """What the others push was put together and hashed before."""
+    """What the others push was put together and hashed before, so their fair peer is a push of a layer that is known; the
+    first push of all hashes twice as much on its way."""
     blob = next(path for path in (bench.store / "blobs").iterdir() if path.stat().st_size > NOISE_FLOOR_BYTES)
     layout = bench.work / "ready"
     bench.build(MODEL, "-t", "bench:big", "--output", f"oci:{layout}", cache="cache")
     copy = ["skopeo", "copy", "-q", "--preserve-digests", "--dest-tls-verify=false", f"oci:{layout}"]
 
-    def ours(registry: Registry) -> Taken:
+    def ours(registry: Registry, cache: str = "cache") -> Taken:
+        return bench.build(MODEL, "-t", f"{direct(registry)}/ai/bench:big", "--push", cache=cache)
+
+    def first(registry: Registry) -> Taken:
         shutil.rmtree(bench.work / "fresh-cache", ignore_errors=True)
-        return bench.build(MODEL, "-t", f"{direct(registry)}/ai/bench:big", "--push", cache="fresh-cache")
+        return ours(registry, "fresh-cache")
 
     def skopeo(registry: Registry) -> Taken:
         return run([*copy, f"docker://{direct(registry)}/ai/bench:big"])
@@ -192,7 +197,7 @@ def pushes(bench: Bench, rounds: int) -> None:
         others["`crane push` of the same layout"] = crane
     else:
         print("crane is not on PATH, so it is not compared: apt-get install crane, or build it with go install")
-    fresh = {CURL: lambda registry: curl(registry, blob), OURS: ours, **others}
+    fresh = {CURL: lambda registry: curl(registry, blob), OURS: ours, FIRST: first, **others}
     best = race(
         {
             "sha256 of the blob, one core": lambda: sha256_of(blob),
@@ -203,11 +208,14 @@ def pushes(bench: Bench, rounds: int) -> None:
     )
     shutil.rmtree(layout)
     ours_s = best[OURS].seconds
-    ceiling_s = max(one.seconds for what, one in best.items() if what != OURS and what not in others)
+    ceiling_s = max(one.seconds for what, one in best.items() if what not in (OURS, FIRST, *others))
     for what, one in best.items():
-        note = f"{ceiling_s / ours_s:.0%} of the ceiling, peak memory {one.peak_mb:.0f} MB" if what == OURS else ""
-        note = f"{one.seconds / ours_s:.2f} times as long, without hashing or packing" if what in others else note
-        bench.add(what, one.seconds, "the ceiling" if one.seconds == ceiling_s else note)
+        note = "the ceiling" if one.seconds == ceiling_s else ""
+        if what in (OURS, FIRST):
+            note = f"{ceiling_s / one.seconds:.0%} of the ceiling, peak memory {one.peak_mb:.0f} MB"
+        if what in others:
+            note = f"{one.seconds / ours_s:.2f} times as long, without hashing or packing"
+        bench.add(what, one.seconds, note)
     pushed_again(bench)
     docker_s = docker_build_and_push(bench)
     bench.add("`docker build` + `docker push`", docker_s, f"{docker_s / ours_s:.1f} times as long")
