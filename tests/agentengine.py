@@ -93,8 +93,18 @@ class AgentSite:
         return next((each for each in self.seen().containers if each.id == container_id), None)
 
     def until(self, true: Callable[[EngineSeen], bool], what: str, *, timeout_s: float = 30) -> EngineSeen:
-        wait_until(lambda: true(self.seen()), timeout_s=timeout_s, what=f"{what}; seen: {self.seen()}")
-        return self.seen()
+        """The first state for which it is true."""
+        found: list[EngineSeen] = []
+
+        def look() -> bool:
+            found[:] = [self.seen()]
+            return true(found[0])
+
+        try:
+            wait_until(look, timeout_s=timeout_s, what=what)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}; seen last: {found[0]}") from error
+        return found[0]
 
     def names(self) -> list[str]:
         """All containers of this site that the engine has, whatever their state."""

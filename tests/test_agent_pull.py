@@ -30,6 +30,7 @@ class Baked:
     """Appliance images in a registry's storage: `small`, and `big` with weights that take a while."""
 
     storage: Path
+    weights: str  # the digest of the big one's
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,8 @@ def baked(tmp_path_factory: pytest.TempPathFactory) -> Baked:
         for tag, pad_bytes in (("small", MIB), ("big", 70 * MIB)):
             site.lay(f"r1:{tag}", pad_bytes=pad_bytes)
             ok(site.build(f"r1:{tag}", "-t", f"{registry.host}/{REPOSITORY}:{tag}", "--push"))
-        return Baked(directory / "storage")
+        told = ok(site.run("inspect", f"{registry.host}/{REPOSITORY}:big", "--json"))
+        return Baked(directory / "storage", json.loads(told.out)["layers"][0]["digest"])
     finally:
         registry.close()
 
@@ -115,7 +117,7 @@ def test_progress_is_told_while_the_layers_come(
 ) -> None:
     registry = make_registry(Options(storage=baked.storage))
     stall = Stall(after=60 * MIB)
-    registry.proxy.add(stall, method="GET", path=r"/blobs/")
+    registry.proxy.add(stall, method="GET", path=f"/blobs/{baked.weights}")
     with agent_site(make_engine(kind), small_base) as site:
         exposed(site.engine, registry)
         worker = threading.Thread(target=lambda: results.append(pull(site, f"{registry.host}/{REPOSITORY}:big")))
@@ -256,7 +258,7 @@ def test_an_engine_that_dies_in_mid_pull_ends_the_pull(
 ) -> None:
     registry = make_registry(Options(storage=baked.storage))
     stall = Stall(after=10 * MIB)
-    registry.proxy.add(stall, method="GET", path=r"/blobs/")
+    registry.proxy.add(stall, method="GET", path=f"/blobs/{baked.weights}")
     engine = make_engine(kind)
     with agent_site(engine, small_base) as site:
         exposed(engine, registry)
@@ -281,7 +283,7 @@ def test_a_registry_that_says_nothing_is_waited_for_and_an_engine_that_says_noth
 ) -> None:
     registry = make_registry(Options(storage=baked.storage))
     stall = Stall(after=10 * MIB)
-    registry.proxy.add(stall, method="GET", path=r"/blobs/")
+    registry.proxy.add(stall, method="GET", path=f"/blobs/{baked.weights}")
     engine = make_engine("classic")
     with agent_site(engine, small_base, timeout_s=1, quiet_s=0.5) as site:
         exposed(engine, registry)
