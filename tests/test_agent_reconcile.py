@@ -12,7 +12,9 @@ from appliance_agent.containers import EngineSeen, Obstacle
 from appliance_agent.gpus import RecoveryAction
 from appliance_agent.healing import backoff_s
 from appliance_agent.reconcile import reconcile
-from appliance_agent.slots import Done, Host, Now
+from appliance_agent.rollout import target
+from appliance_agent.slots import Done, Host, Now, Slot
+from appliance_agent.spec import Injection
 from appliance_agent.states import Action, Reason, State
 
 TWO = release("two")
@@ -328,6 +330,21 @@ def test_a_gpu_that_fails_during_a_trial_is_not_the_releases_fault() -> None:
     world.until(lambda: world.running().get(1 - index) == TWO.image_id)
 
     assert world.host.refused is None
+
+
+def test_slots_that_get_gpus_are_never_made_from_what_was_good_on_the_cpu() -> None:
+    on_cpu = release(injection=Injection.NONE)
+    world = World(2, wanted=on_cpu)
+    plans = world.plans
+    world.plans = (replace(plans[0], gpus=()),)
+    world.until(world.all_proven)
+    world.plans, world.wanted = plans, release()
+
+    world.until(lambda: len(world.running()) == 2 and world.all_proven())
+
+    assert [each.spec.release for each in world.made(0) if each.spec] == [on_cpu, release()]
+    assert [each.spec.release for each in world.made(1) if each.spec] == [release()]
+    assert target(Host(good=on_cpu), Slot(plans[0])) is None  # while the new wish is not known
 
 
 def test_a_slot_that_serves_is_drained_before_it_is_replaced_and_cut_only_after_the_limit() -> None:

@@ -13,7 +13,7 @@ from appliance_agent.config import RolloutConfig
 from appliance_agent.containers import ContainerSeen
 from appliance_agent.evidence import Canary, Evidence, Outcome
 from appliance_agent.slots import Host, Now, Pace, Refused, Slot
-from appliance_agent.spec import Release
+from appliance_agent.spec import Injection, Release
 from appliance_agent.states import SERVING, State
 from appliance_agent.verdict import median
 
@@ -36,14 +36,22 @@ def on_trial(host: Host) -> bool:
     """Whether a release is wanted that has not proved itself yet, while another one has."""
     if host.wanted is None or host.good is None or is_refused(host):
         return False
-    return host.wanted.hash != host.good.hash
+    return host.wanted.hash != host.good.hash and _on_gpus(host.wanted) is _on_gpus(host.good)
+
+
+def _on_gpus(release: Release) -> bool:
+    return release.injection is not Injection.NONE
 
 
 def target(host: Host, slot: Slot) -> Release | None:
-    """What the slot's next container should be made from; None while nothing is known to run."""
-    if on_trial(host) and host.trial != slot.plan.index:
-        return host.good
-    return host.good if is_refused(host) else host.wanted or host.good
+    """What the slot's next container should be made from; None while nothing is known to run.
+
+    Between a slot on the CPU and slots on GPUs there is no way back: what is good for one gives the others no GPU.
+    """
+    release = host.wanted or host.good
+    if is_refused(host) or (on_trial(host) and host.trial != slot.plan.index):
+        release = host.good
+    return release if release and _on_gpus(release) is bool(slot.plan.gpus) else None
 
 
 def is_drifted(host: Host, slot: Slot, container: ContainerSeen, spec_hash: str | None) -> bool:

@@ -16,12 +16,11 @@ from typing import Final
 
 import click
 
-from appliance_agent.config import Config, GpuChoice
+from appliance_agent.config import Config
 from appliance_agent.config_file import load
 from appliance_agent.engine_source import DockerSource
 from appliance_agent.front import Front
-from appliance_agent.gpu_source import NvmlSource
-from appliance_agent.gpus import GpuSnapshot
+from appliance_agent.gpu_switch import GpuSwitch
 from appliance_agent.hands import DockerHands
 from appliance_agent.journal import Journal
 from appliance_agent.loop import Loop, Neighbours
@@ -32,16 +31,6 @@ from appliance_agent.states import State
 from appliance_agent.watch import Watch, log_follower
 
 _SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-
-
-class NoGpus:
-    """For a slot on the CPU: there is no driver to ask."""
-
-    def snapshot(self) -> GpuSnapshot:
-        return GpuSnapshot(at_s=0.0, up=False, because="no GPU is wanted")
-
-    def close(self) -> None:
-        """Nothing was opened."""
 
 
 def run_agent(path: Path, state: Path) -> None:
@@ -123,10 +112,9 @@ class _Neighbourhood:
 
     def open(self, wake: Callable[[], None]) -> Neighbours:
         config = self._config
-        gpus: NvmlSource | NoGpus = NoGpus() if config.gpus == GpuChoice.NONE else NvmlSource(wake)
-        if isinstance(gpus, NvmlSource):
-            gpus.start()
+        self._gpus = gpus = GpuSwitch(wake)
         self._stack.callback(gpus.close)
+        gpus.configure(config)
         self._engine = DockerSource(config, wake).start()
         self._stack.callback(self._engine.close)
         on_canary = self._front.events.canary if self._front else None
@@ -144,6 +132,7 @@ class _Neighbourhood:
         return Neighbours(engine=self._engine, gpus=gpus, health=self._health, hands=hands)
 
     def configure(self, config: Config) -> None:
+        self._gpus.configure(config)
         self._engine.configure(config)
         self._health.configure(config.health)
 
