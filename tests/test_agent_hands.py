@@ -18,7 +18,7 @@ import docker
 import pytest
 from agentengine import AgentSite, agent_site, shim_of
 from conftest import CDI_GPUS, MakeEngine
-from engines import Engine, PrivateEngine, wait_until
+from engines import Engine, PrivateEngine, docker_program, wait_until
 
 from appliance_agent.container_json import render
 from appliance_agent.gpus import Gpu, GpuSnapshot
@@ -195,8 +195,9 @@ def test_an_image_that_is_not_there_is_an_error_that_says_so(site: AgentSite) ->
     done = site.create(site.spec(release=replace(site.release(), image_id=f"sha256:{'0' * 64}")))
 
     assert not done.ok
-    assert not done.obstacle
-    assert "No such image" in done.error
+    assert done.obstacle
+    assert done.host_wide
+    assert "is not on this host any more" in done.error
 
 
 def test_a_store_is_mounted_read_only(site: AgentSite, tmp_path: Path) -> None:
@@ -230,6 +231,36 @@ def test_a_container_is_removed_and_seen_to_be_gone(site: AgentSite) -> None:
 
 def test_a_container_that_is_gone_already_is_removed(site: AgentSite) -> None:
     assert site.remove("0" * 64).ok
+
+
+def test_a_container_that_is_paused_is_removed(site: AgentSite) -> None:
+    made = site.create()
+    site.engine.run_cli("pause", made.container_id)
+
+    done = site.remove(made.container_id)
+
+    assert done.ok
+    assert site.names() == []
+
+
+def test_a_container_that_is_removed_by_somebody_at_the_same_time_is_removed(site: AgentSite) -> None:
+    made = site.create()
+    words = [docker_program(), "rm", "-f", made.container_id]
+    with subprocess.Popen(words, env=site.engine.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+        done = site.remove(made.container_id)
+
+    assert done.ok
+    assert site.names() == []
+
+
+def test_a_container_that_the_kernel_killed_for_its_memory_says_so(site: AgentSite) -> None:
+    made = site.create(site.spec(release=replace(site.release(), memory_bytes=8 * 1024 * 1024)))
+
+    site.until(lambda seen: seen.containers[0].status == "exited", "the kernel to kill it")
+
+    seen = site.container(made.container_id)
+    assert seen
+    assert (seen.oom_killed, seen.exit_code) == (True, 137)
 
 
 def test_a_container_that_ignores_sigterm_is_killed(site: AgentSite) -> None:

@@ -29,6 +29,8 @@ class Complaint:
     message: str
     hint: str = _LOG
     obstacle: bool = False  # only a person can help
+    host_wide: bool = False  # and no other slot could start either
+    release: bool = False  # because the release asks for what this host does not have
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class _Meaning:
     message: str  # with the facts in braces; "" keeps the engine's
     hint: str
     obstacle: bool
+    host_wide: bool = False
+    release: bool = False
 
 
 _START: Final = (
@@ -57,18 +61,22 @@ _START: Final = (
         "address {address} is none of this host's",
         "`ip address` lists them; correct `address`",
         obstacle=True,
+        host_wide=True,
+        release=True,
     ),
     _Meaning(
         r"could not select device driver",
         "the Docker Engine knows no way to hand out GPUs: {detail}",
         _TOOLKIT,
         obstacle=True,
+        host_wide=True,
     ),
     _Meaning(
         r"[Uu]nknown runtime specified|unknown or invalid runtime name",
         "the Docker Engine has no runtime `nvidia`",
         _TOOLKIT,
         obstacle=True,
+        host_wide=True,
     ),
     _Meaning(r"unresolvable CDI devices", "no CDI specification names {gpus}", _CDI, obstacle=False),
     _Meaning(
@@ -76,6 +84,7 @@ _START: Final = (
         "the NVIDIA driver was changed without a reboot: its library and its kernel module differ",
         "`reboot`, or unload and load the kernel module",
         obstacle=True,
+        host_wide=True,
     ),
     _Meaning(
         r"nvidia-container-cli: device error|unknown device",
@@ -96,10 +105,25 @@ _START: Final = (
         obstacle=False,
     ),
     _Meaning(
+        r"[Nn]o such image",
+        "the image {image} is not on this host any more",
+        "`docker pull {reference}` brings it back; something on this host removes images, perhaps `docker image prune -a`",
+        obstacle=True,
+        host_wide=True,
+    ),
+    _Meaning(
+        r"docker-init.*executable file not found",
+        "the Docker Engine lacks its `docker-init`",
+        "install it: the package `tini` on Debian, `docker-ce` elsewhere",
+        obstacle=True,
+    ),
+    _Meaning(
         r"bind source path does not exist",
         "the store {store} is not there",
         "correct `store`, or mount what belongs there",
         obstacle=True,
+        host_wide=True,
+        release=True,
     ),
     _Meaning(
         r"no space left on device",
@@ -157,12 +181,15 @@ def about_start(text: str, spec: ContainerSpec) -> Complaint:
         "address": spec.release.address,
         "gpus": ", ".join(spec.plan.gpus),
         "store": spec.release.store,
+        "image": f"{spec.release.image} ({spec.release.image_id})",
+        "reference": spec.release.image,
         "detail": detail,
     }
     for meaning in _START:
         if re.search(meaning.words, text):
             message = meaning.message.format(**facts) or text
-            return Complaint(message, meaning.hint.format(**facts), meaning.obstacle)
+            hint = meaning.hint.format(**facts)
+            return Complaint(message, hint, meaning.obstacle, meaning.host_wide, meaning.release)
     return Complaint(text)
 
 

@@ -25,7 +25,7 @@ class After:
 
 
 def after(slot: Slot, done: Done, seen: Seen, config: Config, now: Now) -> After:
-    slot = replace(slot, pending=None)
+    slot = replace(slot, pending=None, host_wide=False)
     if done.action is Action.CREATE:
         return _created(slot, done, seen, config, now)
     return After(_removed(slot, done, now))
@@ -45,10 +45,13 @@ def _created(slot: Slot, done: Done, seen: Seen, config: Config, now: Now) -> Af
         return After(moved(slot, State.LOADING, "its container has started", now.mono_s))
     text = f"{done.error}: {done.hint}" if done.hint else done.error
     if done.obstacle:
-        slot = replace(slot, hold_until_s=now.mono_s + _OBSTACLE_S)
-        return After(moved(slot, State.BLOCKED, text, now.mono_s))
+        slot = replace(slot, hold_until_s=now.mono_s + _OBSTACLE_S, host_wide=done.host_wide)
+        return After(moved(slot, State.BLOCKED, text, now.mono_s), blame=text if done.release else "")
     if not seen.engine.up:
         return After(moved(slot, State.WAITING, text, now.mono_s))
+    if slot.plan.gpus and not seen.gpus.up:  # without a driver nothing starts, whichever slot or release it is
+        slot = replace(slot, hold_until_s=now.mono_s + _OBSTACLE_S)
+        return After(moved(slot, State.WAITING, f"{seen.gpus.because}; {text}", now.mono_s))
     slot = replace(slot, reason=Reason.EXIT, cause=text)
     failed = healing.with_failure(slot, text, config.healing, now.mono_s)
     state = State.QUARANTINED if failed.quarantine else State.WAITING

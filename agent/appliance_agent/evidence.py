@@ -75,6 +75,7 @@ class Evidence:
     bytes_per_s: float | None = None  # that left the container over the last seconds, probes taken off
     flow_s: float | None = None  # when bytes last left it at the rate of tokens
     peers: int | None = None  # connections to the server's port besides ours, None: cannot be seen
+    peers_s: float | None = None  # when there was last one
     # the machine
     compute_ratio: float | None = None  # GPU utilisation, or cores' use where there is no GPU; None: cannot be seen
     compute_s: float | None = None  # when it last computed

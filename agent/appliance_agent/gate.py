@@ -24,8 +24,10 @@ _COMING = frozenset({State.STARTING, State.LOADING})
 @dataclass(frozen=True, slots=True)
 class Gate:
     engine_problem: str  # "" while it answers
+    change_problem: str  # why nothing that works may be taken away for something new, "" if it may
+    misfits: Mapping[int, str]
     room: int  # models that may begin to load
-    epidemic: bool  # so many slots are sick at once that the host is to blame
+    epidemic: bool  # so many slots are sick at once, or were a moment ago, that the host is to blame
     treated: tuple[int, ...]  # slots that were restarted because they were sick, and do not serve yet
     unsettled: tuple[int, ...]  # slots that a planned change has to wait for
     trial: int | None
@@ -35,14 +37,17 @@ class Gate:
     def open(cls, config: Config, host: Host, seen: Seen, steps: Mapping[int, Step]) -> Gate:
         slots = [each.slot for each in steps.values()]
         sick = [each for each in steps.values() if each.sick]
-        running = sum(slot.state in SERVING or slot.state is State.FAILED for slot in slots)
+        treated = tuple(slot.plan.index for slot in slots if _is_treated(slot))
+        ill, running = len(sick) + len(treated), sum(_is_running(slot) for slot in slots)
         loading = sum(slot.state in _COMING or slot.pending is Action.CREATE for slot in slots)
         engine = seen.engine
         return cls(
             engine_problem="" if engine.up else engine.because or "the Docker Engine does not answer",
+            change_problem=_change_problem(host, seen),
+            misfits=seen.misfits,
             room=config.rollout.parallel_loads - loading,
-            epidemic=len(sick) >= 2 and 2 * len(sick) >= running,
-            treated=tuple(slot.plan.index for slot in slots if _is_treated(slot)),
+            epidemic=ill >= 2 and 2 * ill >= running + len(treated),
+            treated=treated,
             unsettled=tuple(slot.plan.index for slot in slots if not _is_settled(slot, steps[slot.plan.index])),
             trial=host.trial if rollout.on_trial(host) else None,
             down=host.down,
@@ -62,7 +67,13 @@ class Gate:
         return self.held_drain(decision.slot) if decision.reason in _PLANNED else ""
 
     def held_drain(self, index: int | None) -> str:
-        if self.down or index == self.trial:
+        if self.down:
+            return ""
+        if self.change_problem:
+            return f"waits: {self.change_problem}"
+        if index is not None and index in self.misfits:
+            return f"waits: {self.misfits[index]}"
+        if index == self.trial:
             return ""
         others = [other for other in self.unsettled if other != index]
         return f"waits until slot {others[0]} is proved" if others else ""
@@ -87,13 +98,29 @@ class Gate:
         return f"held back, for many slots are ill at once: slot {others[0]} was restarted first and does not serve yet"
 
 
+def _change_problem(host: Host, seen: Seen) -> str:
+    if seen.wanted is None:
+        return seen.waiting_for or "the image is not known yet"
+    wants_gpus = any(slot.plan.gpus for slot in host.slots)
+    return seen.gpus.because if wants_gpus and not seen.gpus.up else ""
+
+
+def _is_running(slot: Slot) -> bool:
+    return slot.state in SERVING or slot.state is State.FAILED
+
+
 def _is_treated(slot: Slot) -> bool:
-    return slot.reason in SICK_REASONS and slot.state not in SERVING and slot.state not in _ASIDE | {State.FAILED}
+    """A slot that is put aside is no longer waited for, unless what blocks it would block the others, too."""
+    return slot.reason in SICK_REASONS and not _is_running(slot) and not _is_aside(slot)
+
+
+def _is_aside(slot: Slot) -> bool:
+    return slot.state in _ASIDE and not slot.host_wide
 
 
 def _is_settled(slot: Slot, wish: Step) -> bool:
     """Serving what it should and proved, waiting for its own change, or put aside."""
-    if slot.state in _ASIDE:
+    if _is_aside(slot):
         return True
     if slot.pending is not None or slot.state is State.DRAINING:
         return False

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from appliance_agent.complaints import about_start
 from appliance_agent.container_json import render
-from appliance_agent.containers import ContainerSeen
 from appliance_agent.device_nodes import device_nodes
 from appliance_agent.docker_door import DockerDoor
 from appliance_agent.engine_json import Json, labels_of, managed_by, parse_container
 from appliance_agent.engine_socket import EngineError, EngineSilentError
 from appliance_agent.gpus import Gpu
+from appliance_agent.hands_remove import disappears
 from appliance_agent.slots import Done
 from appliance_agent.spec import ContainerSpec
 from appliance_agent.states import Action
@@ -72,12 +73,8 @@ class Creation:
                 return self._done(container_id=holder.id)
             if holder.status == "created":
                 return self._start(holder.id)
-        self._remove_holder(holder)
+        self._remove(holder.id)
         return None
-
-    def _remove_holder(self, holder: ContainerSeen) -> None:
-        with contextlib.suppress(_GoneError):
-            self._remove(holder.id)
 
     def _start(self, container_id: str) -> Done:
         doing = f"starting container {self._spec.plan.name}"
@@ -92,7 +89,6 @@ class Creation:
         return self._done(container_id=container_id)
 
     def _remove(self, container_id: str) -> None:
-        """Raises _GoneError if somebody else did or does it."""
         try:
             self._door.ask(
                 "DELETE",
@@ -102,15 +98,16 @@ class Creation:
                 parameters={"v": "1", "force": "1"},
             )
         except EngineError as error:
-            if error.status in (404, 409):
-                raise _GoneError(error.message, hint=error.hint) from error
+            if error.status == 404 or (error.status == 409 and disappears(self._door, container_id)):
+                return  # somebody else did it
             raise
 
     def _failed(self, error: EngineError) -> Done:
         if error.status is None:
             return self._done(error=error.message, hint=error.hint)
         complaint = about_start(error.message, self._spec)
-        return self._done(error=complaint.message, hint=complaint.hint, obstacle=complaint.obstacle)
+        done = self._done(error=complaint.message, hint=complaint.hint, obstacle=complaint.obstacle)
+        return replace(done, host_wide=complaint.host_wide, release=complaint.release)
 
     def _done(self, *, container_id: str = "", error: str = "", hint: str = "", obstacle: bool = False) -> Done:
         return Done(
@@ -122,7 +119,3 @@ class Creation:
             container_id=container_id,
             obstacle=obstacle,
         )
-
-
-class _GoneError(EngineError):
-    pass

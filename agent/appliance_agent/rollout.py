@@ -6,6 +6,7 @@ and sends the slot back to the good release; once the trial is proved, the other
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -63,20 +64,22 @@ def is_drifted(host: Host, slot: Slot, container: ContainerSeen, spec_hash: str 
     return True
 
 
-def choose_trial(host: Host, containers: dict[int, ContainerSeen]) -> Host:
+def choose_trial(host: Host, containers: Mapping[int, ContainerSeen], misfits: Collection[int]) -> Host:
     """The slot that tries a new release: one that does so already, else one that serves nobody, else the first."""
     if not on_trial(host) or host.wanted is None:
         return host if host.trial is None or on_trial(host) else replace(host, trial=None)
-    if host.trial is not None and (slot := host.slot(host.trial)) and _may_try(slot):
+    if host.trial is not None and (slot := host.slot(host.trial)) and _may_try(slot, misfits):
         return host
     tried = [index for index, container in containers.items() if container.release_hash == host.wanted.hash]
-    able = [slot for slot in host.slots if _may_try(slot)]
+    able = [slot for slot in host.slots if _may_try(slot, misfits)]
     able.sort(key=lambda slot: (slot.plan.index not in tried, slot.state in SERVING, slot.plan.index))
     return replace(host, trial=able[0].plan.index if able else None)
 
 
-def _may_try(slot: Slot) -> bool:
-    return slot.state not in (State.QUARANTINED, State.BLOCKED, State.STOPPED)
+def _may_try(slot: Slot, misfits: Collection[int]) -> bool:
+    if slot.plan.index in misfits:
+        return False
+    return slot.host_wide or slot.state not in (State.QUARANTINED, State.BLOCKED, State.STOPPED)
 
 
 def refuse(host: Host, because: str, now: Now) -> Host:

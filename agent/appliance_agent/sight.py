@@ -57,7 +57,9 @@ class Sight:
         found = _computing(found, facts.utilization_ratio, cores, now_s)
         if _is_waiting(found) and self._has_moved(facts):
             found = replace(found, progress_s=now_s)
-        return replace(self._traffic(found, flow_bytes_per_s, now_s), peers=self._peers() if count_peers else None)
+        peers = self._peers() if count_peers else None
+        found = replace(found, peers=peers, peers_s=now_s if peers else found.peers_s)
+        return self._traffic(found, flow_bytes_per_s, now_s)
 
     def leave_out(self, line: Access) -> None:
         self._flow.leave_out(line)

@@ -48,6 +48,8 @@ def step(view: View) -> Step:
     slot, now_s = view.slot, view.now.mono_s
     if slot.pending is not None or now_s < slot.hold_until_s:
         return Step(slot)
+    if not view.seen.engine.at_s:
+        return Step(_never_listed(view))
     if view.host.down:
         return _taken_down(view)
     if trouble := healing.gpu_trouble(slot, view.seen.gpus, view.config.healing):
@@ -75,6 +77,12 @@ def moved(slot: Slot, state: State, because: str, now_s: float) -> Slot:
     return replace(
         slot, state=state, because=because, since_s=since_s, ready_since_s=ready_since_s, drain_since_s=drain_since_s
     )
+
+
+def _never_listed(view: View) -> Slot:
+    """The agent has started while the engine is silent: what it remembers may still be so, that it sees nothing is no news."""
+    slot = view.slot
+    return moved(slot, State.WAITING, view.seen.engine.because, view.now.mono_s) if slot.state is State.ABSENT else slot
 
 
 def _taken_down(view: View) -> Step:
@@ -124,7 +132,7 @@ def _without_container(view: View) -> Step:
     slot, now_s, index = view.slot, view.now.mono_s, view.slot.plan.index
     if slot.created_s is not None and slot.container_id and view.seen.engine.at_s <= slot.created_s:
         return Step(slot)  # made a moment ago: no listing can show it yet
-    if slot.container_id:
+    if slot.container_id and slot.container_id != slot.leaving:
         slot = _lost(view)
     slot = replace(slot, container_id="", health=None, proven=False)
     obstacle = next((each for each in view.seen.engine.obstacles if each.slot == index), None)
@@ -287,12 +295,14 @@ def _remove(
         grace_s=grace_s,
         evidence=_facts(view),
     )
-    taken = healing.with_failure(slot, because, view.config.healing, now_s) if failed else slot
+    new = slot.leaving != container.id  # else it could not be removed before: one failure, another try
+    taken = healing.with_failure(slot, because, view.config.healing, now_s) if failed and new else slot
     state = State.QUARANTINED if taken.quarantine else State.STOPPING
     taken = replace(
         moved(taken, state, because, now_s),
         reason=reason,
         cause=because,
+        leaving=container.id,
         pending=Action.REMOVE,
         pending_since_s=now_s,
         proven=False,

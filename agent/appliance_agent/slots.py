@@ -52,6 +52,9 @@ class Slot:
     because: str = ""
     health: Health | None = None
     container_id: str = ""
+    leaving: str = (
+        ""  # the container that was asked to end, by this agent or the one before: that it is gone is no loss
+    )
     pending: Action | None = None  # handed to a worker, not finished yet
     pending_since_s: float = 0.0
     created_s: float | None = None  # when its container was made, by this agent
@@ -67,6 +70,7 @@ class Slot:
     pace: Pace | None = None  # of the release it runs
     pace_before: Pace | None = None  # of the good release before
     drain_since_s: float | None = None
+    host_wide: bool = False  # it is blocked by what would block every slot
     hold_until_s: float = 0.0  # nothing is done before: the last try ended in an error of the engine
     engine_epoch: int | None = None  # when its container was last seen to run; None: not yet by this agent
     restarts: Mapping[Reason, int] = field(default_factory=dict[Reason, int])  # containers made, by reason
@@ -97,6 +101,8 @@ class Done:
     hint: str = ""
     container_id: str = ""
     obstacle: bool = False  # a name, a port or a device that only a person can free
+    host_wide: bool = False  # no other slot could start either
+    release: bool = False  # the release asks for what this host does not have
     stuck: bool = False  # the container did not end, not even by SIGKILL
 
 

@@ -25,7 +25,7 @@ class State(IntEnum):
 _ANY_END = frozenset({State.STOPPED, State.QUARANTINED, State.BLOCKED, State.STOPPING, State.FAILED, State.WAITING})
 # From a state to those that can follow. A container that is adopted or that somebody removes explains most of the jumps.
 TRANSITIONS = {
-    State.ABSENT: frozenset(State) - {State.DRAINING},
+    State.ABSENT: frozenset(State),
     State.WAITING: _ANY_END | {State.STARTING, State.LOADING, State.READY, State.DEGRADED},
     State.STARTING: _ANY_END | {State.LOADING, State.READY, State.DEGRADED},
     State.LOADING: _ANY_END | {State.READY, State.DEGRADED, State.DRAINING, State.STARTING},

@@ -114,9 +114,13 @@ def _waiting(case: Case) -> Verdict | None:
 
 def _rejected(case: Case) -> Verdict | None:
     """The queue is full: proof of many requests, not of life."""
-    rejected = _trailing(case.evidence, Outcome.SERVER_BUSY)
-    if not rejected or case.evidence.canary is not None:
+    evidence = case.evidence
+    rejected = _trailing(evidence, Outcome.SERVER_BUSY)
+    if not rejected or evidence.canary is not None:
         return None
+    others_s = _latest(evidence.peers_s, evidence.flow_s, evidence.answer_line_s)
+    if evidence.peers == 0 and others_s is not None and others_s >= rejected[-1].started_s:
+        return Verdict(Health.BUSY, "the queue was full when the canary came, and all others have left since")
     return _silent(case, since_s=rejected[0].started_s, sick=Health.WEDGED)
 
 
@@ -130,6 +134,9 @@ def _silent(case: Case, *, since_s: float, sick: Health) -> Verdict:
         return Verdict(Health.BUSY, f"the canary has waited {waited_s:.0f} s, tokens flow to users")
     what = f"no {'' if sick is Health.WEDGED else 'further '}token for {waited_s:.0f} s"
     if evidence.peers == 0:
+        alone_s = case.ago(since_s, evidence.peers_s, evidence.flow_s, evidence.answer_line_s)
+        if alone_s < config.first_token_s:  # a server may need a moment to see that they have left
+            return Verdict(Health.BUSY, f"{what}, the others have left {alone_s:.0f} s ago")
         return Verdict(sick, f"{what}, and nobody else is connected")
     return _silent_to_all(case, since_s=since_s, sick=sick, what=what)
 
