@@ -335,7 +335,11 @@ def start_engine(
     (directory / "owner").write_text(_identity(os.getpid()))
     for name in ("data", "exec", "etc", "client"):
         (directory / name).mkdir()
-    enclosure = Enclosure.open(_setup(directory, root, disk_bytes))
+    try:
+        enclosure = Enclosure.open(_setup(directory, root, disk_bytes))
+    except BaseException:
+        discard(directory)
+        raise
     engine = PrivateEngine(kind=kind, directory=directory, enclosure=enclosure)
     engine.options |= options or {}
     engine.cdi = bool(cdi)
