@@ -1,197 +1,173 @@
-"""The main job in one go: build an image, load it into a Docker Engine, start it, stream a chat, clean up.
+"""The whole product in one go: build an image, serve it on every GPU, chat, break it, see it heal, take it down.
 
-Started by `scripts/demo`, which makes the environment. Everything it uses is real: the builder as a user calls it, a
-Docker Engine, a container without rights. Only the model is tiny, and Ollama is a stand-in where no real one is there.
+Started by `scripts/demo`, which makes the environment. Builder and agent are called as a user calls them, on a real
+Docker Engine; what is simulated, the demo says itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
-import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to take down
 
-from building import TEMPLATE  # noqa: E402 - after the path is set
-from engines import Engine, EngineUnavailableError, desktop_engine, desktop_refusal, start_engine  # noqa: E402
-from ollamastore import Config, lay_model  # noqa: E402
-from scriptedgguf import write_scripted_gguf  # noqa: E402
-from smallbase import assemble  # noqa: E402
+from demo_agent import PROGRAM, AgentFailedError, is_ready  # noqa: E402 - after the path is set
+from demo_scene import Scene, embedded, find_scene  # noqa: E402
+from demo_show import Steps, say, tell_changes, tell_chat, tell_command, tell_facts  # noqa: E402
+from demo_signals import ignore_signals, raise_on_signals  # noqa: E402
+from engines import EngineError  # noqa: E402
 
-from appliance_image.chat import Decoder, Done  # noqa: E402
+from appliance_agent.status import Status  # noqa: E402
+from appliance_image.errors import ApplianceError  # noqa: E402
 
-MODEL = "demo-r1-think:tiny"
-SOURCE = "demo-r1:tiny"
 QUESTION = "天空为什么是蓝色的？"
-STANDIN_VERSION = "0.32.15"
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    what: str
-    seconds: float
-
-
-class Steps:
-    """Prints what happens and remembers how long it took."""
-
-    def __init__(self) -> None:
-        self.taken: list[Step] = []
-
-    @contextlib.contextmanager
-    def step(self, what: str) -> Generator[None, None, None]:
-        print(f"\n── {what}", flush=True)
-        began_s = time.monotonic()
-        yield
-        self.taken.append(Step(what, time.monotonic() - began_s))
-
-    def table(self) -> str:
-        width = max(len(step.what) for step in self.taken)
-        return "\n".join(f"  {step.what.ljust(width)}  {step.seconds:6.1f} s" for step in self.taken)
+_APPLIANCE = Path(sys.executable).parent / "appliance"
+_LOAD_S, _REAL_LOAD_S = 180, 3600
 
 
 def main() -> int:
     arguments = _arguments()
-    steps = Steps()
-    with contextlib.ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="appliance-demo-")))
-        with steps.step("find a Docker Engine"):
-            engine = stack.enter_context(_engine(work))
-        words = _embedded(work, steps) if arguments.model is None else [arguments.model]
-        image = f"appliance-demo:{(arguments.model or MODEL).replace(':', '-').replace('/', '-')}"
-        with steps.step(f"appliance build {words[0]}"):
-            _appliance(["build", *words, "-t", image, "--load"], engine)
-        with steps.step("start it: read-only, without rights, as nobody"):
-            container = _start(engine, image)
-        if not arguments.keep:
-            stack.callback(_remove, engine, container, image)
-        with steps.step("stream a chat"):
-            _chat(engine, container, arguments.model or MODEL)
-        if arguments.keep:
-            print(f"\nleft running: DOCKER_HOST={engine.docker_host} docker rm -f {container}")
-            stack.pop_all()
-    print(f"\nwhat each step took:\n{steps.table()}")
+    raise_on_signals()
+    try:
+        _play(arguments.model, keep=arguments.keep)
+    except KeyboardInterrupt:
+        say("\ninterrupted; nothing is left")
+        return 130
+    except subprocess.CalledProcessError as error:  # which has told why
+        return error.returncode
+    except ApplianceError as error:
+        sys.exit(f"error: {error}\nhint: {error.hint}")
+    except (AgentFailedError, EngineError) as error:
+        sys.exit(f"error: {error}")
     return 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/demo",
-        description="Build an appliance image, run it in a Docker Engine and stream a chat.",
+        description="Build an appliance image, let the agent serve it on two GPUs, chat, kill a container, see it healed.",
         epilog="Without MODEL a tiny scripted model is made on the spot, and no network is needed.",
     )
     parser.add_argument("model", nargs="?", help="an Ollama model for the real thing, for example qwen3:0.6b")
-    parser.add_argument("--keep", action="store_true", help="leave the container and the image")
+    parser.add_argument("--keep", action="store_true", help="let it run on at the end, until Ctrl-C")
     return parser.parse_args()
 
 
-@contextlib.contextmanager
-def _engine(work: Path) -> Iterator[Engine]:
-    if (desktop := desktop_engine(work)) is not None:
-        print(f"the one that is here: Docker {desktop.version} at {desktop.docker_host}")
-        yield desktop
-        return
+def _play(model: str | None, *, keep: bool) -> None:
+    steps = Steps()
+    with contextlib.ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="appliance-demo-")))
+        with steps.step("find a Docker Engine and GPUs"):
+            scene = stack.enter_context(find_scene(work, model))
+            tell_facts(*scene.facts(), scene.gpus.advice)
+        stack.callback(scene.engine.run_cli, "rmi", "-f", scene.image, check=False)
+        stack.callback(scene.agent.close)
+        stack.callback(ignore_signals)
+        words = [scene.model]
+        if not scene.given:
+            with steps.step("make a tiny model and a base image"):
+                words = embedded(scene)
+        with steps.step(f"build {scene.model} into an image"):
+            _build(scene, words)
+        with steps.step(f"start the agent: {'one container per GPU' if scene.gpus.has_some else 'one container'}"):
+            status = _start(scene)
+        with steps.step("stream a chat through each slot"):
+            _chat(scene, status)
+        with steps.step("kill a container, and see it come back"):
+            _kill(scene)
+        if keep:
+            _keep(scene)
+        with steps.step("take everything down"):
+            _end(scene)
+    say(f"\nwhat each step took:\n{steps.table()}")
+
+
+def _build(scene: Scene, words: list[str]) -> None:
+    words = ["build", *words, "-t", scene.image, "--load"]
+    tell_command(["appliance", *words])
+    environment = {**os.environ, "DOCKER_HOST": scene.engine.docker_host}
+    subprocess.run([_APPLIANCE, *words], env=environment, check=True)
+
+
+def _start(scene: Scene) -> Status:
+    configuration = scene.agent.configure(scene.image, health=scene.health)
+    tell_command(["cat", scene.agent.config.name])
+    say(textwrap.indent(configuration, "  "), end="")
+    tell_command([PROGRAM.name, "run", "--config", scene.agent.config.name])
+    scene.agent.start()
     try:
-        private = start_engine("classic")
-    except EngineUnavailableError as error:
-        hint = "start Docker, join its group (`sudo usermod -aG docker $USER`, then log in again), or run this as root"
-        sys.exit(f"error: no Docker Engine here: {desktop_refusal()}; and {error}\nhint: {hint}")
-    print(f"one of its own for this demo: Docker {private.version}")
-    with contextlib.closing(private):
-        yield private
+        tell_changes(scene.agent.changes(_all_ready, timeout_s=_REAL_LOAD_S if scene.given else _LOAD_S))
+    except AgentFailedError:
+        scene.agent.check()
+        raise
+    return _show(scene, history=0)
 
 
-def _embedded(work: Path, steps: Steps) -> list[str]:
-    """The words for `appliance build` when nothing is to be had from outside."""
-    real = shutil.which("ollama") if sys.platform == "linux" else None  # containers run no program of another system
-    with steps.step("make a tiny model and a base image"):
-        weights = work / "scripted.gguf"
-        write_scripted_gguf(weights)
-        config = Config(model_type="160K", file_type="F16")
-        lay_model(work / "store", SOURCE, {"model": weights, "template": TEMPLATE}, config=config)
-        version = _version(real) if real else STANDIN_VERSION
-        assemble(work / "base", version=version, ollama_bin=Path(real).resolve() if real else None)
-        if real:
-            print(f"base: the real Ollama {version} of this machine ({real}); real inference runs")
-        else:
-            print(f"base: a stand-in that answers as Ollama {version} does; no inference, the words are scripted")
-    store, base = str(work / "store"), f"oci:{work / 'base'}"
-    return [MODEL, "--from-store", store, "--base", base, "--ollama-version", version]
+def _show(scene: Scene, *, history: int) -> Status:
+    words = ["--history", str(history)]
+    say("")
+    tell_command([PROGRAM.name, "status", *words])
+    scene.agent.show_status(*words)
+    return scene.agent.status()
 
 
-def _version(program: str) -> str:
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-    return said.split()[-1]
+def _all_ready(status: Status) -> bool:
+    return bool(status.slots) and all(map(is_ready, status.slots))
 
 
-def _appliance(words: list[str], engine: Engine) -> None:
-    program = Path(sys.executable).parent / "appliance"
-    print(f"$ appliance {' '.join(words)}", flush=True)
-    environment = {**os.environ, "DOCKER_HOST": engine.docker_host}
-    status = subprocess.run([program, *words], env=environment, check=False).returncode
-    if status:
-        sys.exit(status)
+def _chat(scene: Scene, status: Status) -> None:
+    for slot in status.slots:
+        say(f"slot {slot.slot}, {scene.agent.slot_url(slot)}/api/chat\n{'':>6}> {QUESTION}")
+        tell_chat(scene.agent.chat(slot, scene.model, QUESTION))
 
 
-def _start(engine: Engine, image: str) -> str:
-    words = ["run", "-d", "--read-only", "--user", "65534:65534", "--cap-drop", "ALL", "-p", "127.0.0.1::11434", image]
-    print(f"$ docker {' '.join(words)}", flush=True)
-    return engine.run_cli(*words).stdout.strip()
+def _kill(scene: Scene) -> None:
+    before = scene.agent.status()
+    victim, *others = before.slots
+
+    def back(status: Status) -> bool:
+        return _all_ready(status) and status.slots[0].container_id != victim.container_id
+
+    tell_command(["docker", "kill", victim.container_name])
+    scene.engine.run_cli("kill", victim.container_name)
+    began_s = time.monotonic()
+    tell_changes(scene.agent.changes(back, timeout_s=_REAL_LOAD_S if scene.given else _LOAD_S, before=before))
+    took_s = time.monotonic() - began_s
+    after = _show(scene, history=3)
+    same = [slot.container_id for slot in after.slots[1:]] == [slot.container_id for slot in others]
+    say(f"\nslot 0 answered again after {took_s:.1f} s" + ("; slot 1 was not touched" if others and same else ""))
 
 
-def _remove(engine: Engine, container: str, image: str) -> None:
-    engine.run_cli("rm", "-f", "-v", container)
-    engine.run_cli("rmi", "-f", image)
+def _keep(scene: Scene) -> None:
+    status = scene.agent.status()
+    say("\nIt goes on until Ctrl-C. To look at it from another terminal:")
+    tell_command([str(PROGRAM), "status", "--watch", "--url", scene.agent.url])
+    tell_command(["tail", "-f", str(scene.agent.log)])
+    tell_command(["docker", "-H", scene.engine.docker_host, "ps"])
+    for slot in status.slots:
+        body = f'{{"model":"{scene.model}","prompt":"hi"}}'
+        tell_command(["curl", f"{scene.agent.slot_url(slot)}/api/generate", "-d", body])
+    with contextlib.suppress(KeyboardInterrupt):
+        scene.agent.wait()
 
 
-def _chat(engine: Engine, container: str, model: str) -> None:
-    port = engine.published_port(container, 11434)
-    _wait(engine, port, container)
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    connection.sock = engine.connect(port, timeout_s=600)
-    body = {"model": model, "messages": [{"role": "user", "content": QUESTION}]}
-    print(f"> {QUESTION}")
-    asked_s = time.monotonic()
-    connection.request("POST", "/api/chat", json.dumps(body))
-    response = connection.getresponse()
-    decoder = Decoder()
-    first_s, part = None, ""
-    while chunk := response.read1():
-        first_s = first_s or time.monotonic()
-        for event in decoder.feed(chunk):
-            if isinstance(event, Done):
-                _summary(event, first_s - asked_s)
-                continue
-            for name, text in (("thinking", event.thinking), ("answer", event.content)):
-                if text:
-                    print(("" if part == name else f"\n{name:>8}: ") + text, end="", flush=True)
-                    part = name
-    decoder.close()
-
-
-def _summary(done: Done, first_token_s: float) -> None:
-    rate = f", {done.tokens_per_s:.0f} tokens/s" if done.tokens_per_s else ""
-    print(f"\n\nfirst token after {first_token_s:.2f} s, {done.answer_tokens} tokens{rate}, ended by {done.reason}")
-
-
-def _wait(engine: Engine, port: int, container: str) -> None:
-    for _ in range(200):
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            if engine.http_get(port).status == 200:
-                return
-        time.sleep(0.1)
-    sys.exit(f"error: the container does not answer\n{engine.run_cli('logs', container, check=False).stderr}")
+def _end(scene: Scene) -> None:
+    slots = scene.agent.status().slots
+    scene.agent.stop()
+    answering = [slot for slot in slots if any(scene.agent.chat(slot, scene.model, QUESTION, tokens=8))]
+    say(f"the agent is stopped, as for an upgrade: {len(answering)} of {len(slots)} slots answer without it")
+    tell_command([PROGRAM.name, "down"])
+    scene.agent.take_down()
 
 
 if __name__ == "__main__":
