@@ -332,6 +332,25 @@ def test_a_layer_that_was_never_read_to_its_end_is_gone_on_with(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_at_once_do_not_share_a_session(lasting: Callable[..., LastingRegistry], tmp_path: Path) -> None:
+    target = lasting()
+    repository = open_repository(target.host)
+    one, other = (UploadState(tmp_path / "upload.json", repository=repository, layer="x") for _ in range(2))
+    session = repository.uploads.begin()
+    one.save(session)
+
+    upload(repository, Bytes(BODY), Bar(), quirks=PLAIN, state=other)
+    begun = target.store.begun
+    kept = one.load()
+    one.close()
+
+    assert begun == 2
+    assert kept == session
+    assert other.load() == session
+    other.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"version": 1}', '{"version": 1, "repository": "h/n", "layer": "y", "location": 3}']
 )

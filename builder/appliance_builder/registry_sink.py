@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from appliance_builder.built import Built, LayerOutline
@@ -65,12 +66,9 @@ class RegistrySink:
 
     def write(self, payload: Payload, media_type: str, transfer: Transfer) -> None:
         del media_type
-        state = None
-        if payload.identity:
-            place = f"{self._repository.host}-{self._repository.name}".replace("/", "_").replace(":", "_")
-            path = self._sessions / f"{place}-{Digest.of(payload.identity.encode()).hex}.json"
-            state = UploadState(path, repository=self._repository, layer=payload.identity)
-        self._there.add(upload(self._repository, payload, transfer, quirks=self._quirks, state=state))
+        with ExitStack() as stack:
+            state = stack.enter_context(closing(self._state(payload.identity))) if payload.identity else None
+            self._there.add(upload(self._repository, payload, transfer, quirks=self._quirks, state=state))
 
     def commit(self, built: Built) -> str:
         for image in built.images:
@@ -84,6 +82,11 @@ class RegistrySink:
 
     def abort(self) -> None:
         """Layers without a manifest have no name; they stay for the next run."""
+
+    def _state(self, identity: str) -> UploadState:
+        place = f"{self._repository.host}-{self._repository.name}".replace("/", "_").replace(":", "_")
+        path = self._sessions / f"{place}-{Digest.of(identity.encode()).hex}.json"
+        return UploadState(path, repository=self._repository, layer=identity)
 
     def _line(self, built: Built) -> str:
         return f"{self._reference.name}@{built.digest}"
