@@ -273,12 +273,14 @@ def test_a_full_queue_is_busy_and_never_restarted(host: AgentHost) -> None:
     host.write_config(IMAGE, head=CPU, environment=ONE_AT_A_TIME)
     host.start()
     host.wait_ready()
+    good_canaries(host, 3)
     before, over = host.ids(), threading.Event()
+    tokens = round(3 * host.slots()[0]["baseline_tokens_per_second"])  # ten of these are more than a canary may wait
 
     def use() -> int:
         said = 0
         while not over.is_set():
-            said += host.chat(0, tokens=200, timeout_s=300)[0] == 200
+            said += host.chat(0, tokens=tokens, timeout_s=300)[0] == 200
         return said
 
     with ThreadPoolExecutor(10) as pool:

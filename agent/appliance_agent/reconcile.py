@@ -95,7 +95,9 @@ def _rolled_back(host: Host, index: int, blame: str, now: Now) -> Host:
     host = rollout.refuse(host, blame, now)
     slot = host.slot(index)
     cause = f"back to the release before: {blame}"
-    return host if slot is None else _with_slot(host, replace(slot, reason=Reason.ROLLBACK, cause=cause))
+    if slot is None:
+        return host
+    return _with_slot(host, replace(slot, reason=Reason.ROLLBACK, cause=cause, hold_until_s=0.0))
 
 
 def _with_slot(host: Host, slot: Slot) -> Host:
