@@ -130,6 +130,7 @@ class PrivateEngine(Engine):
         self.cdi = False  # whether it looks for CDI devices
         self.runtimes: dict[str, Path] = {}  # by name, besides runc
         self.options: dict[str, object] = {}  # of daemon.json, over the tests' own
+        self.listener: socket.socket | None = None  # held open for the engine, as systemd does with docker.socket
         self._enclosure = enclosure
         self._daemon: subprocess.Popen[bytes] | None = None
 
@@ -168,6 +169,7 @@ class PrivateEngine(Engine):
                 stdout=log,
                 stderr=log,
                 process_group=0,
+                pass_fds=[self.listener.fileno()] if self.listener else [],
             )
         wait_until(self._answers_or_died, timeout_s=120, what="the engine to answer")
         if self._daemon.poll() is not None:
@@ -223,6 +225,8 @@ class PrivateEngine(Engine):
             self._daemon.kill()
             self._daemon.wait()
             self._daemon = None
+        if self.listener:
+            self.listener.close()
         self._enclosure.close()
         discard(self.directory)
 
@@ -230,6 +234,7 @@ class PrivateEngine(Engine):
         if self._daemon is None or self._daemon.poll() is not None:
             return True
         with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(5)
             try:
                 probe.connect(str(self.socket))
                 probe.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
@@ -262,9 +267,14 @@ class PrivateEngine(Engine):
         # Published ports go through docker-proxy, so no kernel needs packet filters, and no host rule can be touched.
         network = ["--iptables=false", "--ip6tables=false", "--ip-masq=false"]
         places = [f"--data-root={here}/data", f"--exec-root={here}/exec", f"--pidfile={here}/dockerd.pid"]
+        host, activation = self.docker_host, list[str]()
+        if self.listener:
+            passed = f'exec 3<&{self.listener.fileno()}; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
+            host, activation = "fd://", ["bash", "-c", passed, "bash"]  # sh knows no descriptors of two digits
         return [
+            *activation,
             *("env", f"PATH={self.toolkit.programs}:{os.environ['PATH']}"),
-            *("dockerd", f"--host={self.docker_host}", f"--config-file={here}/daemon.json"),
+            *("dockerd", f"--host={host}", f"--config-file={here}/daemon.json"),
             *(*places, *network, f"--cgroup-parent=/{_PREFIX}{here.name}"),
         ]
 
@@ -311,6 +321,7 @@ def start_engine(
     gpu_hook: bool = False,
     nvidia_runtime: bool = False,
     cdi: Sequence[str] = (),
+    activated: bool = False,
     options: Mapping[str, object] | None = None,
 ) -> PrivateEngine:
     """A running engine; call `close` in the end.
@@ -318,6 +329,7 @@ def start_engine(
     `disk_bytes`: its data lies on a file system of that size. `gpu_hook`: it accepts `--gpus device=GPU-…`, see
     `engine.toolkit` for what was asked and how to make it fail. `nvidia_runtime`: there is a runtime `nvidia`.
     `cdi`: the UUIDs of GPUs that a CDI specification names (containerd engines only, older ones know no CDI).
+    `activated`: its socket is held by somebody else, who goes on listening when the engine ends, as systemd does.
     `options`: more of daemon.json.
     """
     if os.geteuid() != 0:
@@ -342,6 +354,10 @@ def start_engine(
         raise
     engine = PrivateEngine(kind=kind, directory=directory, enclosure=enclosure)
     engine.options |= options or {}
+    if activated:
+        engine.listener = socket.socket(socket.AF_UNIX)
+        engine.listener.bind(str(engine.socket))
+        engine.listener.listen(128)
     engine.cdi = bool(cdi)
     engine.toolkit.write_cdi(cdi)
     if gpu_hook:

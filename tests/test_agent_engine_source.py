@@ -224,6 +224,31 @@ def test_an_engine_that_ended_is_away_and_its_next_life_is_another_epoch(
         assert all(status == "running" for alive, epoch, status in history if epoch == 0)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_engine_whose_socket_systemd_holds_is_away_all_the_same(
+    make_engine: MakeEngine, small_base: Path, kind: EngineKind
+) -> None:
+    """Connections are still taken then, and wait for the engine's next life."""
+    engine = make_engine(kind, activated=True)
+    with agent_site(engine, small_base, timeout_s=4) as site:
+        made = site.create()
+        history: list[tuple[bool, int, str]] = []
+        remember(site, history)
+
+        engine.stop()
+        away = site.until(down, "the end of the engine", timeout_s=10)
+        engine.start()
+        back = site.until(up, "the engine again")
+        with engine.frozen():
+            site.until(down, "the engine to be given up", timeout_s=15)
+        thawed = site.until(up, "the thaw")
+
+        assert away.containers[0].status == "running"
+        assert back.containers[0].id == made.container_id
+        assert (back.epoch, thawed.epoch) == (1, 1)
+        assert all(status == "running" for alive, epoch, status in history if epoch == 0)
+
+
 def remember(site: AgentSite, history: list[tuple[bool, int, str]]) -> None:
     """Every state that the loop could have seen."""
     publish = site.source.board.publish

@@ -42,6 +42,7 @@ class DockerDoor:
         timeout = cast("int", timeout_s)  # the stubs do not know fractions, requests does
         with _talking("connecting to the Docker Engine"):
             client = docker.APIClient(f"unix://{path}", version=pong.api_version, timeout=timeout)
+        client.trust_env = False  # no proxy and no netrc on the way to a socket
         # An engine that is being stopped goes on to answer on connections that it has, and takes no new ones.
         client.headers["Connection"] = "close"
         return cls(path, client, timeout_s=timeout_s)

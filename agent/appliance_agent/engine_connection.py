@@ -26,7 +26,7 @@ class EngineConnection:
         self._stream = stream
         self._filters = filters
         self._timeout_s = timeout_s
-        self.process = pong.process
+        self._process = pong.process
 
     @classmethod
     def open(cls, path: str, pong: Pong, *, prefix: str, timeout_s: float) -> EngineConnection:
@@ -47,6 +47,10 @@ class EngineConnection:
             stream.close()
             raise
         return cls(door, stream, pong, json.dumps({"label": label}), timeout_s)
+
+    def is_same_life(self, other: EngineConnection) -> bool:
+        """Where the process cannot be seen, an engine whose events broke off counts as another one."""
+        return self is other or (self._process != "" and self._process == other._process)
 
     @property
     def socket(self) -> socket.socket:

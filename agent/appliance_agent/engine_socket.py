@@ -224,11 +224,11 @@ def _pong(answer: bytes, process: str) -> Pong:
 
 
 def _process_behind(sock: socket.socket, path: str) -> str:
-    """The process that listens. With socket activation that is systemd, so the engine's pid file is asked."""
+    """The engine that listens. With socket activation that is systemd, so the engine's pid file is asked."""
     pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-    if pid > 1:
-        return _started(pid)
     try:
+        if Path(f"/proc/{pid}/comm").read_text() == "dockerd\n":
+            return _started(pid)
         return _started(int(Path(path).with_name("docker.pid").read_text()))
     except (OSError, ValueError):
         return ""

@@ -57,7 +57,7 @@ class DockerSource:
         self._answered_s = clock()
         self._hurry = False  # it did not answer another question
         self._connection: EngineConnection | None = None
-        self._process: str | None = None  # of the engine's last life
+        self._life: EngineConnection | None = None  # the last that was published
         self._rows = EngineRows()
         self._news: dict[str, None] = {}  # containers to inspect, in order
         self._due = dict.fromkeys(("ping", "list", "all", "image", "facts"), 0.0)
@@ -166,11 +166,11 @@ class DockerSource:
                 self._path, pong, prefix=self._prefix, timeout_s=self._timeout_s / 2
             )
         connection, now_s, seen = self._connection, self._clock(), self.seen()
-        another = self._process is not None and (not connection.process or connection.process != self._process)
+        another = self._life is not None and not connection.is_same_life(self._life)
         self._rows.forget()
         self._rows.take(connection, connection.ours(), now_s)
         facts = connection.facts()
-        self._process = connection.process
+        self._life = connection
         self._due |= {"list": now_s + _LIST_S, "all": 0.0, "image": 0.0, "facts": _NEVER}
         self.board.publish(
             at_s=now_s,
