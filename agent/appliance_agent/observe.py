@@ -59,7 +59,7 @@ def observe(config: Config, host: Host, news: News) -> Observed:
     )
     engine = () if news.engine.up else (news.engine.because,)
     driver = (news.gpus.because,) if not news.gpus.up and config.gpus != GpuChoice.NONE else ()
-    release = (waiting,) if news.engine.up and result.release is None else ()
+    release = (waiting,) if news.engine.up and result.release is None and not host.down else ()
     refused = (f"the release is refused: {host.refused.because}",) if host.refused else ()
     return Observed(seen, tuple(dict.fromkeys((*engine, *driver, *problems, *release, *refused))))
 

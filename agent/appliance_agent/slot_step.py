@@ -324,7 +324,7 @@ def _facts(view: View) -> str:
             "canary_waits_s": None if evidence.canary is None else round(now_s - evidence.canary.started_s, 1),
             "tokens_flowed_s_ago": None if evidence.flow_s is None else round(now_s - evidence.flow_s, 1),
             "peers": evidence.peers,
-            "compute": evidence.compute_ratio,
+            "compute": None if evidence.compute_ratio is None else round(evidence.compute_ratio, 2),
             "on_gpu": evidence.on_gpu,
             "loaded": evidence.loaded,
         }
