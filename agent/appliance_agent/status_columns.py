@@ -16,6 +16,7 @@ _CARE_RATIO, _BAD_RATIO = 0.8, 0.5  # of the slot's usual tokens/s
 _HOT_CELSIUS = 85
 _FULL = 0.97
 _GIB = 1024**3
+_OF_GPUS = frozenset({"GPU", "NAME", "UUID", "UTIL", "MEMORY", "TEMP", "POWER"})  # without any, not worth a column
 _TONES = {
     State.READY: Tone.GOOD,
     State.DEGRADED: Tone.BAD,
@@ -41,7 +42,10 @@ class Column:
 
 def table(status: Status, *, columns: int) -> tuple[Line, list[Line], int]:
     """Headings, one line for each slot, and where the state begins in a line."""
-    shown = _fitting(_columns(status), columns)
+    wanted = _columns(status)
+    if status.slots and not any(slot.gpus for slot in status.slots):
+        wanted = [column for column in wanted if column.title not in _OF_GPUS]
+    shown = _fitting(wanted, columns)
     used = _total(shown)
     if columns - used - _GAP >= _LATELY_COLUMNS and status.history:
         shown.append(_lately(status, columns - used - _GAP))
