@@ -13,7 +13,7 @@ from appliance_agent.gpus import RecoveryAction
 from appliance_agent.healing import backoff_s
 from appliance_agent.reconcile import reconcile
 from appliance_agent.rollout import target
-from appliance_agent.slots import Done, Host, Now, Slot
+from appliance_agent.slots import Decision, Done, Host, Now, Slot
 from appliance_agent.spec import Injection
 from appliance_agent.states import Action, Reason, State
 
@@ -486,6 +486,26 @@ def test_an_image_that_is_not_here_is_pulled_and_not_again_while_that_runs() -> 
 
     assert [each.action for each in first] == [Action.PULL]
     assert second == ()
+
+
+def test_the_newest_image_is_asked_for_again_until_the_registry_answers_and_told_once() -> None:
+    world = ready(1, config=replace(CONFIG, pull="always"))
+    world.host = replace(world.host, pull_due=True)
+    failed = Done(Action.PULL, None, ok=False, error="registry.lan cannot be reached")
+    pulls: list[Decision] = []
+    for _ in range(600):
+        pulls += [each for each in world.tick(finish=False) if each.action is Action.PULL]
+        world.told += [failed for each in world.in_hand if each.action is Action.PULL]
+        world.in_hand = []
+    told = [entry for entry in world.host.history if entry.action == "pull"]
+    world.tick(60, finish=False)
+    world.told.append(replace(failed, ok=True, error=""))
+    after = world.run(600)
+
+    assert 9 <= len(pulls) <= 10
+    assert len(told) == 1
+    assert world.all_ready()
+    assert after == []
 
 
 def test_every_decision_has_a_reason_in_words() -> None:

@@ -74,5 +74,6 @@ def _removed(slot: Slot, done: Done, now: Now) -> Slot:
 
 
 def after_pull(host: Host, done: Done, now: Now) -> Host:
-    pause_s = 0.0 if done.ok else _PULL_PAUSE_S
-    return replace(host, pulling=False, pull_due=False, pull_not_before_s=now.mono_s + pause_s)
+    """A pull that failed stays due: the registry will be back."""
+    not_before_s = 0.0 if done.ok else now.mono_s + _PULL_PAUSE_S
+    return replace(host, pulling=False, pull_due=host.pull_due and not done.ok, pull_not_before_s=not_before_s)

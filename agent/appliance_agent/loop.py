@@ -21,7 +21,7 @@ from appliance_agent.reconcile import reconcile
 from appliance_agent.slots import Cause, Decision, Done, Entry, Host, Now, Slot
 from appliance_agent.snapshot import Snapshot
 from appliance_agent.state_store import StateStore
-from appliance_agent.states import SERVING, State
+from appliance_agent.states import SERVING, Action, State
 from appliance_image.errors import ApplianceError
 
 TICK_S: Final = 1.0
@@ -171,6 +171,8 @@ class Loop:
         done: list[Done] = []
         while not self._done.empty():
             done.append(self._done.get_nowait())
+            if done[-1].action is Action.PULL and not done[-1].ok:
+                self._journal.warning(done[-1].error, hint=done[-1].hint)
         neighbours = self._neighbours
         return News(
             engine=neighbours.engine.seen(),

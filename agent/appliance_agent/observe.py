@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from appliance_agent import injection, rollout, slot_plan
 from appliance_agent.config import Config, GpuChoice
-from appliance_agent.containers import ContainerSeen, EngineSeen
+from appliance_agent.containers import ContainerSeen, EngineSeen, PullSeen
 from appliance_agent.evidence import Evidence
 from appliance_agent.gpus import Gpu, GpuSnapshot
 from appliance_agent.ports import Target
@@ -59,7 +59,9 @@ def observe(config: Config, host: Host, news: News) -> Observed:
     )
     engine = () if news.engine.up else (news.engine.because,)
     driver = (news.gpus.because,) if not news.gpus.up and config.gpus != GpuChoice.NONE else ()
-    release = (waiting,) if news.engine.up and result.release is None and not host.down else ()
+    newest = _pull_failed(news.engine.pull) if host.pull_due else ""
+    image = newest if result.release else waiting
+    release = (image,) if image and news.engine.up and not host.down else ()
     refused = (f"the release is refused: {host.refused.because}",) if host.refused else ()
     return Observed(seen, tuple(dict.fromkeys((*engine, *driver, *problems, *release, *refused))))
 
@@ -118,7 +120,11 @@ def _pulling(engine: EngineSeen) -> str:
     if pull.running:
         total = f" of {pull.total_bytes / _GIGABYTE:.1f}" if pull.total_bytes else ""
         return f"the image is being pulled: {pull.done_bytes / _GIGABYTE:.1f}{total} GB"
-    return f"the image could not be pulled: {pull.error}: {pull.hint}" if pull.error else ""
+    return _pull_failed(pull)
+
+
+def _pull_failed(pull: PullSeen | None) -> str:
+    return f"the image could not be pulled: {pull.error}: {pull.hint}" if pull and pull.error else ""
 
 
 def _misfits(config: Config, news: News, plans: Sequence[SlotPlan]) -> dict[int, str]:

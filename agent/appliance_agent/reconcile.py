@@ -200,7 +200,7 @@ def _with_history(host: Host, before: dict[int, Slot], decided: Iterable[Decisio
     entries = [
         Entry(now.wall_s, each.slot, _gpus(host, each.slot), each.action.value, each.because, each.evidence)
         for each in decided
-        if not _is_another_try(each, before)
+        if not _is_another_try(each, host, before)
     ]
     for slot in host.slots:
         old, name = before.get(slot.plan.index), slot.state.name.lower()
@@ -210,8 +210,10 @@ def _with_history(host: Host, before: dict[int, Slot], decided: Iterable[Decisio
     return replace(host, history=(*host.history, *entries)[-_HISTORY:]) if entries else host
 
 
-def _is_another_try(decision: Decision, before: dict[int, Slot]) -> bool:
-    """Of a start that something blocks: told once, not every time."""
+def _is_another_try(decision: Decision, host: Host, before: dict[int, Slot]) -> bool:
+    """Of a pull that failed, or a start that something blocks: told once, not every time."""
+    if decision.action is Action.PULL:
+        return host.pull_not_before_s > 0
     old = None if decision.slot is None else before.get(decision.slot)
     return decision.action is Action.CREATE and old is not None and old.state is State.BLOCKED
 
