@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from agentworld import World, release
-from troubledworld import TroubledWorld
+from troubledworld import THERMAL, TroubledWorld
 
 from appliance_agent.containers import NO_ENGINE
 from appliance_agent.slots import Done
@@ -166,6 +166,21 @@ def test_a_release_that_asks_for_what_the_host_does_not_have_is_rolled_back_afte
     assert world.host.refused is not None
     assert "/srv/x" in world.host.refused.because
     assert [len(world.removed(index)) for index in range(4)] == [1, 0, 0, 0]
+
+
+def test_a_gpu_that_is_slowed_down_during_a_trial_is_not_the_releases_fault() -> None:
+    world = troubled()
+    world.cards[0].clock_event_reasons = THERMAL
+    world.image_id, world.image_told = "sha256:two", None
+
+    world.run(300)
+    because = world.slot(0).because
+
+    assert world.host.refused is None
+    assert "slowed down" in because
+    assert world.removed(1) == []
+    world.cards[0].clock_event_reasons = 0
+    world.until(lambda: world.all_proven() and set(world.running().values()) == {"sha256:two"})
 
 
 def test_a_slot_whose_gpu_is_too_small_for_the_new_model_goes_on_with_the_old_one() -> None:

@@ -43,6 +43,10 @@ class GpuProcess:
     memory_bytes: int | None  # None where the driver does not tell
 
 
+# Of NVML's clock event reasons those that no user asks for: slowed down by the hardware, by temperature, by the power supply.
+SLOWDOWNS = 0x8 | 0x20 | 0x40 | 0x80
+
+
 @dataclass(frozen=True, slots=True)
 class GpuReading:
     """One look at one GPU. None: the card, the driver or the mode does not support it, which is not zero."""
@@ -71,6 +75,10 @@ class GpuReading:
     @property
     def sound(self) -> bool:
         return not (self.lost or self.reset_required or self.error)
+
+    @property
+    def slowed_down(self) -> bool:
+        return bool((self.clock_event_reasons or 0) & SLOWDOWNS)
 
 
 @dataclass(frozen=True, slots=True)

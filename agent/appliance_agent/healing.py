@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from appliance_agent.config import HealingConfig
-from appliance_agent.gpus import GpuReading, GpuSnapshot, RecoveryAction, Xid
+from appliance_agent.gpus import Gpu, GpuReading, GpuSnapshot, RecoveryAction, Xid
 from appliance_agent.slots import Cause, Quarantine, Slot
 from appliance_agent.states import Reaction, Reason
 from appliance_agent.xids import describe, reaction
@@ -44,7 +44,7 @@ def _state_trouble(uuid: str, gpus: GpuSnapshot) -> GpuTrouble | None:
     if gpu is None:
         return GpuTrouble(Reason.GPU_LOST, f"{uuid} is not there: it fell off the bus, or was taken out")
     name = f"GPU {gpu.index} ({uuid})"
-    reading = gpus.readings.get(gpu.parent_uuid or uuid) or gpus.readings.get(uuid) or GpuReading(at_s=0.0)
+    reading = _reading(gpu, gpus)
     if reading.lost:
         return GpuTrouble(Reason.GPU_LOST, f"{name} is lost: the driver cannot reach it; reboot the host")
     if reading.recovery_action is RecoveryAction.NODE_REBOOT:
@@ -54,6 +54,15 @@ def _state_trouble(uuid: str, gpus: GpuSnapshot) -> GpuTrouble | None:
         may_finish = reading.recovery_action is RecoveryAction.DRAIN_AND_RESET and not reading.reset_required
         return GpuTrouble(Reason.GPU_RESET, f"the driver asks for a reset of {name}: {command}", may_finish=may_finish)
     return None
+
+
+def _reading(gpu: Gpu, gpus: GpuSnapshot) -> GpuReading:
+    return gpus.readings.get(gpu.parent_uuid or gpu.uuid) or gpus.readings.get(gpu.uuid) or GpuReading(at_s=0.0)
+
+
+def is_slowed_down(slot: Slot, gpus: GpuSnapshot) -> bool:
+    """By temperature or power: no pace that is measured now says anything of the release."""
+    return any(_reading(gpu, gpus).slowed_down for uuid in slot.plan.gpus if gpus.up and (gpu := gpus.gpu(uuid)))
 
 
 def _xid_trouble(slot: Slot, gpus: GpuSnapshot, config: HealingConfig) -> GpuTrouble | None:

@@ -64,6 +64,7 @@ def lasting(host: Host) -> object:
             since_s=0.0,
             pending_since_s=0.0,
             hold_until_s=0.0,
+            slowed_s=0.0,
             drain_since_s=None,
             quarantine=slot.quarantine and replace(slot.quarantine, because="", until_s=0.0),
         )

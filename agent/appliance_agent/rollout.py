@@ -97,8 +97,9 @@ def accept(host: Host, container: ContainerSeen) -> Host:
     return replace(host, good=host.wanted, trial=None)
 
 
-def good_canaries(evidence: Evidence | None) -> list[Canary]:
-    return [canary for canary in evidence.canaries if canary.outcome is Outcome.OK] if evidence else []
+def good_canaries(evidence: Evidence | None, *, since_s: float = 0.0) -> list[Canary]:
+    canaries = evidence.canaries if evidence else ()
+    return [canary for canary in canaries if canary.outcome is Outcome.OK and canary.started_s > since_s]
 
 
 def learned(slot: Slot, release_hash: str, evidence: Evidence | None) -> Slot:
@@ -106,7 +107,8 @@ def learned(slot: Slot, release_hash: str, evidence: Evidence | None) -> Slot:
     pace = slot.pace
     if pace and pace.release != release_hash:
         slot, pace = replace(slot, pace_before=pace, pace=None), None
-    rates = [canary.tokens_per_s for canary in good_canaries(evidence) if canary.alone and canary.tokens_per_s]
+    good = good_canaries(evidence, since_s=slot.slowed_s)
+    rates = [canary.tokens_per_s for canary in good if canary.alone and canary.tokens_per_s]
     if not rates or (pace and pace.canaries >= _LEARNED_FROM and median(rates) <= pace.tokens_per_s * 1.1):
         return slot
     if pace and len(rates) < min(pace.canaries, _LEARNED_FROM):

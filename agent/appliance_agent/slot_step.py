@@ -178,13 +178,20 @@ def _not_running(view: View, container: ContainerSeen) -> Step:
     if container.status == "removing":
         return Step(moved(slot, State.STOPPING, "the engine removes its container", view.now.mono_s))
     if container.status == "created":
-        return _remove(view, container, Reason.START, "its container was made and never started", failed=False)
+        return _never_started(view, container)
     if slot.engine_epoch is None:
         return _remove(view, container, Reason.START, f"found {_ended(container)}", failed=False)
     if engine.epoch != slot.engine_epoch:
         return _remove(view, container, Reason.ENGINE, "ended when the Docker Engine did", failed=False)
     reason = Reason.OOM if container.oom_killed else Reason.EXIT
     return _remove(view, container, reason, _ended(container), failed=True, blame=True)
+
+
+def _never_started(view: View, container: ContainerSeen) -> Step:
+    """An agent that was killed, or an engine that fell silent, between the two. Asked to make it, hands start it."""
+    if view.spec is not None and view.spec.hash == container.spec_hash and view.slot.quarantine is None:
+        return _wanting(view, view.spec)
+    return _remove(view, container, Reason.START, "its container was made and never started", failed=False)
 
 
 def _ended(container: ContainerSeen) -> str:
@@ -198,6 +205,8 @@ def _running(view: View, container: ContainerSeen) -> Step:
     slot = replace(view.slot, engine_epoch=view.seen.engine.epoch)
     if slot.container_id != container.id:
         slot = replace(slot, container_id=container.id, proven=False)
+    if healing.is_slowed_down(slot, view.seen.gpus):
+        slot = replace(slot, slowed_s=view.now.mono_s)
     verdict = _verdict(view, slot)
     slot = rollout.learned(slot, container.release_hash, view.evidence)
     view = replace(view, slot=slot)
@@ -232,8 +241,12 @@ def _verdict(view: View, slot: Slot) -> Verdict:
 def _proof(view: View, slot: Slot) -> Step:
     if slot.state not in SERVING or slot.proven:
         return Step(slot, proved=slot.proven)
-    if len(rollout.good_canaries(view.evidence)) < view.config.rollout.canaries:
-        return Step(slot)
+    on_trial = rollout.on_trial(view.host) and view.host.trial == slot.plan.index
+    since_s = slot.slowed_s if on_trial else 0.0
+    if len(rollout.good_canaries(view.evidence, since_s=since_s)) < view.config.rollout.canaries:
+        slowed = since_s == view.now.mono_s
+        proof = "; that proves no release while its GPU is slowed down by temperature or power" if slowed else ""
+        return Step(replace(slot, because=slot.because + proof))
     if loss := rollout.too_slow(slot, view.config.rollout):
         return Step(slot, blame=loss)
     return Step(replace(slot, proven=True), proved=True)
