@@ -43,7 +43,7 @@ def observe(config: Config, host: Host, news: News) -> Observed:
         plans, problems = slot_plan.plan_slots(config, news.gpus.gpus, known, mig_enabled=mig)
     else:
         plans, problems = known, (news.gpus.because,)
-    result = wish(config, news.engine.image, _injection(config, news))
+    result = wish(config, news.engine.image, _injection(config, host, news, plans))
     waiting = _pulling(news.engine) or result.problem
     seen = Seen(
         engine=news.engine,
@@ -104,13 +104,20 @@ def _known(host: Host, config: Config, containers: Sequence[ContainerSeen]) -> t
     return tuple(found[index] for index in sorted(found))
 
 
-def _injection(config: Config, news: News) -> Injection | None:
+def _injection(config: Config, host: Host, news: News, plans: Sequence[SlotPlan]) -> Injection | None:
+    """Once chosen it stays for as long as the engine supports it: what is found later must not roll a whole host."""
     if config.gpus == GpuChoice.NONE:
         return Injection.NONE
-    facts = news.engine.facts
-    if facts is None or not news.gpus.gpus:
+    wanted = {uuid for plan in plans for uuid in plan.gpus}
+    facts, gpus = news.engine.facts, [gpu for gpu in news.gpus.gpus if gpu.uuid in wanted]
+    if facts is None or not gpus:
         return None
-    return injection.choose(facts, config.injection, news.gpus.gpus).injection
+    before = host.wanted or host.good
+    if config.injection == injection.AUTO and before is not None and before.injection is not Injection.NONE:
+        kept = injection.choose(facts, before.injection.value, gpus)
+        if kept.sound:
+            return kept.injection
+    return injection.choose(facts, config.injection, gpus).injection
 
 
 def _pulling(engine: EngineSeen) -> str:
