@@ -186,9 +186,12 @@ class World:
 
     def create(self, decision: Decision) -> str:
         assert decision.spec is not None
-        assert all(each.seen.name != decision.spec.plan.name for each in self.containers.values()), "name in use"
-        self._count += 1
         spec = decision.spec
+        if made := next((each for each in self.containers.values() if each.seen.name == spec.plan.name), None):
+            assert (made.seen.status, made.seen.spec_hash) == ("created", spec.hash), "name in use"
+            made.seen = replace(made.seen, status="running", pid=self._count)
+            return made.seen.id
+        self._count += 1
         seen = ContainerSeen(
             id=f"container-{self._count}", name=spec.plan.name, slot=spec.plan.index, spec_hash=spec.hash,
             release_hash=spec.release.hash, image_id=spec.release.image_id, gpus=spec.plan.gpus, status="running",

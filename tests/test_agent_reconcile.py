@@ -14,7 +14,7 @@ from appliance_agent.healing import backoff_s
 from appliance_agent.reconcile import reconcile
 from appliance_agent.rollout import target
 from appliance_agent.slots import Decision, Done, Host, Now, Slot
-from appliance_agent.spec import Injection
+from appliance_agent.spec import Injection, Release
 from appliance_agent.states import Action, Reason, State
 
 TWO = release("two")
@@ -383,6 +383,24 @@ def test_containers_are_adopted_after_the_agent_was_killed_and_nothing_is_repeat
 
     assert world.run(300) == []
     assert world.all_proven()
+
+
+@pytest.mark.parametrize(("wanted", "actions"), [(release(), [Action.CREATE]), (TWO, [Action.REMOVE, Action.CREATE])])
+def test_a_container_that_a_killed_agent_made_and_did_not_start_is_started_if_it_is_still_wanted(
+    wanted: Release, actions: list[Action]
+) -> None:
+    world = World(1)
+    (decision,) = world.tick(finish=False)
+    made = world.containers[world.create(decision)]
+    made.seen = replace(made.seen, status="created", pid=0)
+    world.restart_agent()
+    world.wanted = wanted
+
+    after = [*world.tick(), *world.tick(finish=False)]
+
+    assert [each.action for each in after] == actions
+    assert after[-1].spec is not None
+    assert after[-1].spec.release == wanted
 
 
 def test_failures_and_quarantines_survive_the_agent() -> None:
