@@ -121,7 +121,7 @@ class Bench:
         return taken_s
 
     def _health_of_a_wedged_server(self) -> str:
-        words = ["run", "-d", "--health-cmd=ollama list", "--health-interval=5s", "--health-retries=2"]
+        words = ["run", "-d", "--health-interval=5s", "--health-retries=2"]  # the image's own: `ollama list`
         environment = ["-e", "STANDIN_FAULT=hang_before_first_token"]
         id_ = self.engine.run_cli(*words, *environment, ONE).stdout.strip()
         time.sleep(30)

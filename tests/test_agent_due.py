@@ -66,13 +66,15 @@ def test_a_server_that_refuses_is_asked_twice_a_second_at_first() -> None:
     [
         (PROVED, False),
         (replace(PROVED, answer_line_s=105.0), True),
-        (replace(PROVED, flow_s=105.0), True),
-        (replace(PROVED, flow_s=105.0, answer_line_s=90.0), True),
+        (replace(PROVED, flow_s=108.0), True),
+        (replace(PROVED, flow_s=105.0), False),
+        (replace(PROVED, flow_s=105.0, answer_line_s=105.0), True),
+        (replace(PROVED, flow_s=108.0, answer_line_s=90.0), True),
         (replace(PROVED, flow_s=99.0), False),
-        (replace(PROVED, flow_s=105.0, canaries=(replace(GOOD, started_s=49.0),)), False),
-        (replace(PROVED, flow_s=105.0, canaries=(replace(GOOD, outcome=Outcome.TIMEOUT),)), False),
-        (replace(PROVED, flow_s=105.0, canaries=(replace(GOOD, outcome=Outcome.SERVER_BUSY),)), True),
-        (replace(NEW, flow_s=105.0), False),
+        (replace(PROVED, flow_s=108.0, canaries=(replace(GOOD, started_s=49.0),)), False),
+        (replace(PROVED, flow_s=108.0, canaries=(replace(GOOD, outcome=Outcome.TIMEOUT),)), False),
+        (replace(PROVED, flow_s=108.0, canaries=(replace(GOOD, outcome=Outcome.SERVER_BUSY),)), True),
+        (replace(NEW, flow_s=108.0), False),
     ],
 )
 def test_users_speak_for_a_server_for_a_while(evidence: Evidence, left_out: bool) -> None:

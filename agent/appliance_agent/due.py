@@ -43,14 +43,15 @@ def is_troubled(evidence: Evidence, config: HealthConfig) -> bool:
 
 
 def is_left_out(evidence: Evidence, config: HealthConfig, now_s: float) -> bool:
-    """Whether users' traffic speaks for the server. A server that fails us is asked all the same."""
+    """Whether users' traffic speaks for the server: a finished request for a while, bytes only as long as they flow,
+    because bytes that stop without an end are what a hang looks like. A server that fails us is asked all the same."""
     canary = evidence.last_canary
     if canary is None or canary.outcome not in (Outcome.OK, Outcome.SERVER_BUSY):
         return False
     if now_s - canary.started_s >= _INTERVALS_LEFT_OUT * config.canary_interval_s:
         return False
-    proofs = [at_s for at_s in (evidence.answer_line_s, evidence.flow_s) if at_s is not None]
-    return bool(proofs) and now_s - max(proofs) <= config.fresh_s
+    answered = evidence.answer_line_s is not None and now_s - evidence.answer_line_s <= config.fresh_s
+    return answered or (evidence.flow_s is not None and now_s - evidence.flow_s <= min(_FLOWS_S, config.fresh_s))
 
 
 def is_hopeless(evidence: Evidence, config: HealthConfig, now_s: float) -> bool:
