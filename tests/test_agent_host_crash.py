@@ -22,7 +22,7 @@ from engines import PrivateEngine
 from appliance_agent.spec import LABEL_MANAGED, LABEL_SLOT
 
 EVENTS = range(1, 11)  # of a whole change: kill, die, destroy, create, start of the trial, and of the other slot
-ENTRIES = (1, 2, 5)  # the remove and the create of the trial, the create of the other slot
+ENTRIES = (1, 2)  # decided and written down, and perhaps not begun: to remove, to create
 
 
 class Events:
