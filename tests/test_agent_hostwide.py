@@ -168,6 +168,20 @@ def test_a_release_that_asks_for_what_the_host_does_not_have_is_rolled_back_afte
     assert [len(world.removed(index)) for index in range(4)] == [1, 0, 0, 0]
 
 
+def test_a_container_that_could_not_be_killed_and_ends_after_all_is_replaced_at_once() -> None:
+    world = ready(2)
+    world.stuck.add(world.of(0).seen.id)
+    world.ill(0, "wedged")
+    world.until(lambda: world.slot(0).state is State.QUARANTINED)
+    world.stuck.clear()
+    world.end(0)
+
+    took_s = world.until(world.all_ready)
+
+    assert took_s < 20
+    assert len(world.slot(0).failures) <= 1
+
+
 def test_a_gpu_that_is_slowed_down_during_a_trial_is_not_the_releases_fault() -> None:
     world = troubled()
     world.cards[0].clock_event_reasons = THERMAL

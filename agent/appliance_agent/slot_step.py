@@ -116,7 +116,8 @@ def _quarantined(view: View) -> Step | None:
         return None
     if quarantine.cause is Cause.UNKILLABLE and view.container is None:
         return None
-    if now_s < quarantine.until_s:
+    ended = view.container is not None and view.container.status in ("exited", "dead")
+    if now_s < quarantine.until_s and not (quarantine.cause is Cause.UNKILLABLE and ended):
         left = healing.span(quarantine.until_s - now_s)
         slot = moved(slot, State.QUARANTINED, f"{quarantine.because}; next try in {left}", now_s)
         if view.container is None or quarantine.cause is Cause.UNKILLABLE:
