@@ -39,7 +39,7 @@ class Obstacle:
 
     slot: int
     container: str  # its name
-    what: str  # "name ollama-gpu0" or "port 8880"
+    what: str  # "name ollama-0" or "port 8880"
 
 
 @dataclass(frozen=True, slots=True)
