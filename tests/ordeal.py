@@ -43,8 +43,8 @@ _ILLNESS: Final = {
     "cannot be killed": "wedged",
 }  # fmt: skip
 _EXIT: Final = {"exit 0": 0, "exit 137": 137, "segmentation fault": 139, "out of memory": 137, "never loads": 1}
-_HARMLESS: Final = frozenset({"none", "slow", "busy 503"})
-_GPU_HARMLESS: Final = frozenset(
+HARMLESS: Final = frozenset({"none", "slow", "busy 503"})
+GPU_HARMLESS: Final = frozenset(
     {
         "none", "XID observe", "ECC", "throttling", "NVML hang", "library missing", "driver mismatch", "one more",
         "reshuffle",
@@ -82,8 +82,8 @@ class Ordeal:
 
     def _touched(self) -> set[int]:
         """Slots that something happened to: all others are to be left alone."""
-        touched = set(self.struck) if self.row["slot"] not in _HARMLESS else set[int]()
-        if self.row["gpu"] not in _GPU_HARMLESS:
+        touched = set(self.struck) if self.row["slot"] not in HARMLESS else set[int]()
+        if self.row["gpu"] not in GPU_HARMLESS:
             touched.add(self.world.cards.index(self.card))
         if self.row["engine"] == "restart":
             touched |= set(range(SLOTS))
