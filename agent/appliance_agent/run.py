@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -138,7 +138,7 @@ class _Neighbourhood:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
+def _signals_held() -> Generator[None]:
     """For this thread and all that it starts: signals are waited for, they interrupt nobody."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
