@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +65,7 @@ def _candidates() -> None:
     print("\n== calls that the catalogue of metrics may use")
     nvml.nvmlInit()
     handle = nvml.nvmlDeviceGetHandleByIndex(0)
-    for name, call in {
+    calls: dict[str, Callable[[], object]] = {
         "utilization samples": lambda: len(nvml.nvmlDeviceGetSamples(handle, 1, 0)[1]),
         "margin temperature": lambda: nvml.nvmlDeviceGetMarginTemperature(handle),
         "slowdown threshold": lambda: nvml.nvmlDeviceGetTemperatureThreshold(handle, 1),
@@ -84,7 +85,8 @@ def _candidates() -> None:
         "violation thermal": lambda: nvml.nvmlDeviceGetViolationStatus(handle, 1).violationTime,
         "mig mode": lambda: nvml.nvmlDeviceGetMigMode(handle),
         "supported events": lambda: hex(nvml.nvmlDeviceGetSupportedEventTypes(handle)),
-    }.items():
+    }
+    for name, call in calls.items():
         began_s = time.perf_counter()
         try:
             answer = str(call())

@@ -72,7 +72,7 @@ _START: Final = (
         host_wide=True,
     ),
     _Meaning(
-        r"[Uu]nknown runtime specified|unknown or invalid runtime name",
+        r"(?i:unknown) runtime specified|unknown or invalid runtime name",
         "the Docker Engine has no runtime `nvidia`",
         _TOOLKIT,
         obstacle=True,

@@ -155,7 +155,7 @@ class Session:
 def read(device: Device, now_s: float, seldom_s: float) -> GpuReading:
     """Raises NvmlDownError."""
     is_due = now_s - device.costly_s >= seldom_s
-    values: dict[str, Any] = {"at_s": now_s} | ({} if is_due else device.costly)
+    values: dict[str, Any] = {"at_s": now_s, **({} if is_due else device.costly)}
     try:
         if device.handle is None:
             fault = device.fault or nvml_calls.NvmlError(_UNKNOWN)

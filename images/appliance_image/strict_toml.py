@@ -87,12 +87,13 @@ class Table:
 
     def words_or_numbers(self, key: str, *, default: tuple[str | int, ...]) -> tuple[str | int, ...]:
         """A list of texts and whole numbers, or one text alone."""
-        if (value := self._get(key)) is None:
+        value = self._get(key)
+        if value is None:
             return default
-        entries: list[object] = cast("list[object]", value) if isinstance(value, list) else [value]
+        entries = cast("list[object]", value) if isinstance(value, list) else [value]
         kept = tuple(entry for entry in entries if isinstance(entry, str | int) and not isinstance(entry, bool))
         if not kept or len(kept) != len(entries) or any(entry == "" or entry in range(-99, 0) for entry in kept):
-            self.problem(key, f"should be a text or a list of texts and whole numbers, not {_kind(value)}")
+            self.problem(key, f"should be a text or a list of texts and whole numbers, not {_kind(self._get(key))}")
             return default
         return kept
 
