@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from blobsources import StoreSource
@@ -20,14 +21,20 @@ def front(ground: Ground, make_front: MakeFront) -> OllamaFront:
     return make_front(StoreSource(ground.store))
 
 
+@pytest.fixture
+def place(ground: Ground, registry: Registry, tmp_path: Path) -> Place:
+    """Patient: the first is held until the second has come as far, however busy the machine is."""
+    return Place(ground, Site(tmp_path / "site", {"APPLIANCE_PATIENCE": "60"}), registry)
+
+
 def two(first: Job, second: Job, stall: Stall, registry: Registry) -> tuple[Running, Running]:
     """The second begins while the first is held in the middle of the download, and comes to where it needs it, too."""
     one = first.start()
     assert stall.reached.wait(30)
     other = second.start()
     # Having asked for the right to push, a build has nothing left to do but to read the weights.
-    registry.proxy.wait_for(lambda log: sum(each.method == "DELETE" and each.finished for each in log) == 2)
-    registry.proxy.wait_for(lambda log: sum("/uploads/" in each.path and each.method == "POST" for each in log) == 4)
+    registry.proxy.wait_for(lambda log: sum(each.method == "DELETE" and each.finished for each in log) >= 2)
+    registry.proxy.wait_for(lambda log: sum("/uploads/" in each.path and each.method == "POST" for each in log) >= 4)
     return one, other
 
 
@@ -49,8 +56,9 @@ def test_two_builds_share_the_download(place: Place, front: OllamaFront, registr
 
     stall.release()
 
-    assert first.sound(one.wait())
-    assert second.sound(other.wait())
+    ran, other_ran = one.wait(), other.wait()  # a tag is empty for an instant while it is written anew
+    assert first.sound(ran)
+    assert second.sound(other_ran)
     headers = 2 * 8 * MIB
     assert fetched(front, place.ground) <= place.ground.weights_bytes(LARGE) + headers
 

@@ -102,7 +102,11 @@ def test_an_unknown_repository_is_told_from_an_unknown_tag(registry: Registry) -
         open_repository(registry.host).manifest("1")
 
 
-@pytest.mark.parametrize("fault", [DropResponse(), Answer(502), Answer(500, carry_out=True)])
+BLOB_UNKNOWN = b'{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown to registry"}]}'
+AWAY = Answer(400, BLOB_UNKNOWN, {"Content-Type": "application/json"})  # while somebody else commits the same blob
+
+
+@pytest.mark.parametrize("fault", [DropResponse(), Answer(502), Answer(500, carry_out=True), AWAY])
 def test_a_manifest_is_written_though_the_answer_is_lost(registry: Registry, fault: Fault) -> None:
     registry.proxy.add(fault, method="PUT", path="/manifests/", nth=1)
 

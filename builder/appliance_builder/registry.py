@@ -18,6 +18,7 @@ from appliance_image.digest import Digest, DigestError
 from appliance_image.oci import INDEX_TYPES, MANIFEST_TYPES, Descriptor, parse_object
 
 _MANIFEST_BYTES: Final = 4 * 1024 * 1024
+_SETTLED_S: Final = 5.0
 _SMALL_BYTES: Final = 8 * 1024 * 1024
 _ACCEPT: Final = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
 
@@ -64,20 +65,30 @@ class Repository:
     def put_manifest(self, reference: str, body: bytes, media_type: str) -> None:
         """May be made again: a lost answer changes nothing about what the registry has."""
         doing = f"writing {self._named(reference)}"
-        reply = self.transport.call(
-            "PUT",
-            self._url("manifests", reference),
-            doing=doing,
-            scopes=self.scopes,
-            expect=(200, 201, 202),
-            headers={"Content-Type": media_type},
-            body=body,
-        )
+        reply = self._put(self._url("manifests", reference), body, media_type, doing=doing)
         stored = reply.headers.get("docker-content-digest", "")
         if not stored and ((found := self.head_manifest(reference)) is None or found.digest != Digest.of(body)):
             raise self._damaged(doing, "the registry took it, and does not have it")
         if stored.startswith("sha256:") and stored != str(Digest.of(body)):
             raise self._damaged(doing, f"the registry stored {stored}, not {Digest.of(body)}")
+
+    def _put(self, url: str, body: bytes, media_type: str, *, doing: str) -> Reply:
+        patience = self.transport.patience()
+        headers = {"Content-Type": media_type}
+        while True:
+            try:
+                return self.transport.call(
+                    "PUT", url, doing=doing, scopes=self.scopes, expect=(200, 201, 202), headers=headers, body=body
+                )
+            except RegistryError as error:
+                if not self._settles(error, patience):
+                    raise
+
+    def _settles(self, error: RegistryError | NetworkError, patience: Patience) -> bool:
+        """A blob that somebody else commits at this moment is away, or half there, for an instant in distribution's
+        file store: seen with several builds of one image at once."""
+        passing = isinstance(error, RegistryError) and error.code in ("MANIFEST_BLOB_UNKNOWN", "DIGEST_INVALID")
+        return passing and patience.wait(error, budget_s=_SETTLED_S)
 
     def blob_size(self, digest: Digest, *, patience: Patience | None = None) -> int | None:
         """None for a blob that is not in this repository."""
@@ -123,7 +134,7 @@ class Repository:
             error = self.uploads.put(session, digest, body, doing=f"uploading {digest.short} to {self._label}")
             if error is None:
                 break
-            if not self.transport.retry(error, patience):
+            if not self._settles(error, patience) and not self.transport.retry(error, patience):
                 raise error
         return digest
 
