@@ -47,12 +47,12 @@ def _saturated(bench: Bench, name: str, environment: dict[str, str], *, pulses: 
         restarts = len([each for each in bench.events.matching("die", after_ns=after_ns) if "rival" not in each.labels])
         told = _told(healer, naive)
         answered = sum(crowd.answered for crowd in crowds[:_SLOTS])
-        cut = sum(crowd.cut for crowd in crowds[:_SLOTS])
+        refused, cut = (sum(getattr(crowd, how) for crowd in crowds[:_SLOTS]) for how in ("refused", "cut"))
         for crowd in crowds:
             crowd.leave()
         bench.engine.run_cli("rm", "-f", *rivals)
         host.remove_containers()
-    what = f"false restarts in {bench.minutes:g} min: {label} ({answered} answers, {cut} cut)"
+    what = f"false restarts in {bench.minutes:g} min: {label} ({answered} answers, {refused} refused, {cut} cut)"
     return [Row(what, str(restarts), told, "0", restarts == 0 and cut == 0)]
 
 
