@@ -115,6 +115,16 @@ def test_a_manifest_is_written_though_the_answer_is_lost(registry: Registry, fau
     assert open_repository(registry.host).manifest("1")[1] == manifest.render()
 
 
+def test_a_small_blob_that_arrived_wrong_once_is_sent_again(registry: Registry) -> None:
+    registry.proxy.add(Corrupt(1, of="request"), method="PUT", nth=1)
+    repository = open_repository(registry.host)
+
+    digest = repository.put_small_blob(b"a configuration")
+
+    assert repository.blob_size(digest) == len(b"a configuration")
+    assert len(registry.requests("PUT")) == 2
+
+
 def test_a_manifest_before_its_layers_is_refused_with_the_registrys_words(registry: Registry) -> None:
     manifest = Manifest(Descriptor(CONFIG, Digest.of(b"{}"), 2), ())
 
