@@ -9,6 +9,7 @@ from agentworld import World, release
 from troubledworld import THERMAL, TroubledWorld
 
 from appliance_agent.containers import NO_ENGINE
+from appliance_agent.gpus import RecoveryAction
 from appliance_agent.slots import Done
 from appliance_agent.states import Action, Reason, State
 
@@ -166,6 +167,24 @@ def test_a_release_that_asks_for_what_the_host_does_not_have_is_rolled_back_afte
     assert world.host.refused is not None
     assert "/srv/x" in world.host.refused.because
     assert [len(world.removed(index)) for index in range(4)] == [1, 0, 0, 0]
+
+
+def test_a_gpu_that_the_driver_wants_drained_waits_for_no_other_slot() -> None:
+    world = troubled()
+    world.of(1).users = 1
+    world.image_is_there, world.image_told = False, None
+    world.end(0)
+    world.run(3)
+    world.cards[1].recovery = RecoveryAction.DRAIN_AND_RESET
+
+    world.run(2)
+    state = world.slot(1).state
+    world.of(1).users = 0
+    world.run(3)
+
+    assert state is State.DRAINING
+    assert world.slot(1).state is State.QUARANTINED
+    assert 1 not in world.running()
 
 
 def test_a_container_that_could_not_be_killed_and_ends_after_all_is_replaced_at_once() -> None:

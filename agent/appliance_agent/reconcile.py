@@ -134,7 +134,8 @@ def _decided(config: Config, host: Host, seen: Seen, steps: dict[int, Step]) -> 
         wish = steps[index]
         slot = wish.slot
         if wish.drain is not None:
-            if held := gate.held_drain(index):
+            asked_by_driver = wish.drain.quarantine is not None
+            if not asked_by_driver and (held := gate.held_drain(index)):
                 slot = replace(slot, because=f"{slot.because}; {held}")
             else:
                 slot, gate = wish.drain, gate.after_drain(index)
