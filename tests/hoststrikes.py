@@ -67,11 +67,20 @@ class Strikes:
         self._strike_engine()
         if at_start:
             self.host.start()
-            if self.slots:
-                self.host.wait(lambda: len(self.host.ids()) >= 2, "containers")
-            for fault, slot in zip(self.slots, SLOTS_STRUCK, strict=False):
-                self._strike_slot(fault, slot)
+            if self._can_begin():
+                self._strike_first_containers()
         self._strike_agent()
+
+    def _can_begin(self) -> bool:
+        """Whether there will be containers while the faults last."""
+        engine = self.row["engine"] in ("frozen", "socket gone", "image missing")
+        return not engine and not {"NVML hang", "library missing", "driver mismatch"} & set(self.gpus)
+
+    def _strike_first_containers(self) -> None:
+        struck = [slot for slot, _ in zip(SLOTS_STRUCK, self.slots, strict=False)]
+        self.host.wait(lambda: set(struck) <= set(self.host.ids()), "the first containers")
+        for fault, slot in zip(self.slots, SLOTS_STRUCK, strict=False):
+            self._strike_slot(fault, slot)
 
     def _strike_slot(self, fault: str, slot: int) -> None:
         host = self.host
