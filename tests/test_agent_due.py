@@ -69,6 +69,7 @@ def test_a_server_that_refuses_is_asked_twice_a_second_at_first() -> None:
         (replace(PROVED, flow_s=108.0), True),
         (replace(PROVED, flow_s=105.0), False),
         (replace(PROVED, flow_s=105.0, answer_line_s=105.0), True),
+        (replace(PROVED, flow_s=105.0, answer_line_s=102.0), False),  # another answer began, and stopped
         (replace(PROVED, flow_s=108.0, answer_line_s=90.0), True),
         (replace(PROVED, flow_s=99.0), False),
         (replace(PROVED, flow_s=108.0, canaries=(replace(GOOD, started_s=49.0),)), False),

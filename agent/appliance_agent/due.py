@@ -15,6 +15,7 @@ _STARTING_FOR_S: Final = 60.0
 _PATIENCE_S: Final = 60.0
 _QUESTIONABLE_S: Final = 0.5
 _FLOWS_S: Final = 3.0
+_SAME_S: Final = 1.5  # the last bytes of an answer and its line; later bytes are those of another answer
 
 
 def due_s(evidence: Evidence, config: HealthConfig, *, asked_s: float | None, spread: float) -> float:
@@ -50,8 +51,12 @@ def is_left_out(evidence: Evidence, config: HealthConfig, now_s: float) -> bool:
         return False
     if now_s - canary.started_s >= _INTERVALS_LEFT_OUT * config.canary_interval_s:
         return False
-    answered = evidence.answer_line_s is not None and now_s - evidence.answer_line_s <= config.fresh_s
-    return answered or (evidence.flow_s is not None and now_s - evidence.flow_s <= min(_FLOWS_S, config.fresh_s))
+    answered_s, flow_s = evidence.answer_line_s, evidence.flow_s
+    if flow_s is not None and now_s - flow_s <= min(_FLOWS_S, config.fresh_s):
+        return True
+    if answered_s is None or now_s - answered_s > config.fresh_s:
+        return False
+    return flow_s is None or flow_s - answered_s <= _SAME_S
 
 
 def is_hopeless(evidence: Evidence, config: HealthConfig, now_s: float) -> bool:
