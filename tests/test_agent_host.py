@@ -237,6 +237,11 @@ def test_after_the_engine_was_restarted_all_slots_serve_again_and_none_is_blamed
     finally:
         ready.engine.start()
 
+    def is_noticed() -> bool:
+        found = [slot["restarts"] for slot in ready.slots()]
+        return bool(found) and all("engine_restart" in each for each in found)
+
+    ready.wait(is_noticed, "both slots to be started anew")
     ready.wait_ready()
 
     restarts = [slot["restarts"] for slot in ready.slots()]
