@@ -40,10 +40,11 @@ def crash(bench: Bench) -> list[Row]:
         stack.callback(bench.engine.run_cli, "rm", "-f", *rivals)
         heal_only = run_rival(bench.engine, "heal-only", RIVAL_PORT + 8, restart="no", check=chat_check(5, 5, 2))
         stack.callback(bench.engine.run_cli, "rm", "-f", heal_only)
-        healer = stack.enter_context(closing(Autoheal(bench.engine)))
-        for index in range(8):
+        stack.enter_context(closing(Autoheal(bench.engine)))
+        for index in range(9):
             serves_after_ns(bench.engine, RIVAL_PORT + index)
         bench.kill_server(bench.pid_of(heal_only))
+        killed_ns = time.time_ns()
         for number in range(bench.rounds):
             slot = number % 8
             bench.kill_server(found(host, slot).pid)
@@ -53,9 +54,9 @@ def crash(bench: Bench) -> list[Row]:
             policies.append(_restarted(bench, "rival", f"policy-{slot}"))
             policies_served.append(_served(bench, RIVAL_PORT + slot, "rival", f"policy-{slot}"))
             host.wait_ready()
-        never = "never" if not healer.restarts else "restarted"
+        again = bench.events.matching("start", after_ns=killed_ns, rival="heal-only")
     extra_s = quantile(served, 0.5) - _LOAD_S
-    autoheal = {PLAIN: never, CHAT: never, TUNED: never}
+    autoheal = dict.fromkeys((PLAIN, CHAT, TUNED), "restarted" if again else "never without a restart policy")
     return [
         Row("crash: container started again", spread(agents), {POLICY: spread(policies), **autoheal}),
         Row(
