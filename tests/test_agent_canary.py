@@ -102,6 +102,16 @@ def load(http: Http, server: Server) -> Load:
     return preload.preload(http, server, started_s=time.monotonic(), cancel=Cancel())
 
 
+def read_request(link: socket.socket) -> None:
+    """All of it: a hang-up with bytes unread would be a reset, which may overtake the answer."""
+    with link.makefile("rb") as lines:
+        length = 0
+        while (line := lines.readline().lower()) not in {b"", b"\r\n"}:
+            if line.startswith(b"content-length:"):
+                length = int(line.partition(b":")[2])
+        lines.read(length)
+
+
 @contextlib.contextmanager
 def answering(answer: bytes, *, reset: bool = False) -> Iterator[int]:
     """A server that gives every request these bytes and hangs up."""
@@ -112,7 +122,7 @@ def answering(answer: bytes, *, reset: bool = False) -> Iterator[int]:
             while True:
                 link, _ = listener.accept()
                 with link:
-                    link.recv(65536)
+                    read_request(link)
                     link.sendall(answer)
                     if reset:
                         link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")

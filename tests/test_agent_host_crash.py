@@ -51,17 +51,23 @@ class Events:
         self._answer.close()
         self._connection.close()
 
-    def strike_at(self, number: int, strike: Callable[[], None]) -> None:
+    def begin(self) -> None:
         self.seen.clear()
+
+    def strike_at(self, number: int, strike: Callable[[], None]) -> None:
         self._strike = (number, strike)
+
+    def disarm(self) -> None:
+        self._strike = None
 
     def _read(self) -> None:
         with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
             while line := self._answer.readline():
                 event: dict[str, Any] = json.loads(line)
                 self.seen.append((int(event["Actor"]["Attributes"][LABEL_SLOT]), str(event["Action"])))
-                if self._strike and len(self.seen) == self._strike[0]:
-                    self._strike[1]()
+                strike = self._strike
+                if strike and len(self.seen) == strike[0]:
+                    strike[1]()
 
 
 class Written:
@@ -185,20 +191,21 @@ def roll(host: AgentHost, events: Events, arm: Callable[[Callable[[], None]], ob
         kills.append(pid)
         os.kill(pid, signal.SIGKILL)
 
+    events.begin()
     user = User(host, events)
     try:
         armed = arm(kill)
         host.send(signal.SIGHUP)
-        host.wait(lambda: bool(kills) or both_run(host, image), "the moment to come")
-        if kills:
-            assert host.process is not None
-            host.process.wait(20)
-            host.process = None
-            host.start()
+        host.wait(lambda: bool(kills), "the moment to come")
+        assert host.process is not None
+        host.process.wait(20)
+        host.process = None
+        host.start()
         host.wait(lambda: both_run(host, image) and proven(host), "both slots to run the new release")
         if isinstance(armed, Written):
             armed.close()
     finally:
+        events.disarm()
         user.close()
     return len(kills), user
 
@@ -231,7 +238,6 @@ def test_killed_at_any_event_of_the_engine_the_change_goes_on(host: AgentHost, e
 def test_killed_behind_any_entry_of_the_history_the_change_goes_on(
     host: AgentHost, events: Events, number: int
 ) -> None:
-    events.strike_at(1000, lambda: None)
     kills, user = roll(host, events, lambda kill: Written(host.state / "state.json", number, kill))
 
     assert kills == 1
