@@ -16,9 +16,10 @@ import snapshots
 from prometheus_client import CollectorRegistry, generate_latest
 from scraped import Scraped, probed, series, with_probes, without_process
 
-from appliance_agent.catalogue import CATALOGUE, Kind, render_markdown
+from appliance_agent.catalogue import CATALOGUE, render_markdown
 from appliance_agent.evidence import Canary, Outcome
 from appliance_agent.exposition import MirrorCollector
+from appliance_agent.metric import Kind
 from appliance_agent.snapshot import Snapshot
 
 ROOT = Path(__file__).parent.parent

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge, Histogram
 
 from appliance_agent import catalogue as names
-from appliance_agent.catalogue import Metric
+from appliance_agent import catalogue_slots as of_slot
 from appliance_agent.evidence import Canary, Outcome
+from appliance_agent.metric import Metric
 
 if TYPE_CHECKING:
     from prometheus_client.metrics import MetricWrapperBase
@@ -26,13 +27,13 @@ class Events:
         self._lock = threading.Lock()
         self._slots: frozenset[int] = frozenset()
         self._changes = 0
-        self._attempts = _counter(names.PROBE_ATTEMPTS)
-        self._failures = _counter(names.PROBE_FAILURES)
-        self._success = _gauge(names.PROBE_SUCCESS)
-        self._last_success = _gauge(names.PROBE_LAST_SUCCESS)
-        self._first_token = _histogram(names.PROBE_FIRST_TOKEN)
-        self._output_token = _histogram(names.PROBE_OUTPUT_TOKEN)
-        self._tokens = _counter(names.PROBE_TOKENS)
+        self._attempts = _counter(of_slot.PROBE_ATTEMPTS)
+        self._failures = _counter(of_slot.PROBE_FAILURES)
+        self._success = _gauge(of_slot.PROBE_SUCCESS)
+        self._last_success = _gauge(of_slot.PROBE_LAST_SUCCESS)
+        self._first_token = _histogram(of_slot.PROBE_FIRST_TOKEN)
+        self._output_token = _histogram(of_slot.PROBE_OUTPUT_TOKEN)
+        self._tokens = _counter(of_slot.PROBE_TOKENS)
         self._tick_duration = _histogram(names.TICK_DURATION)
         self._loop_lag = _histogram(names.LOOP_LAG)
 

@@ -19,8 +19,8 @@ from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from appliance_agent.catalogue import Kind
 from appliance_agent.events import Events
+from appliance_agent.metric import Kind
 from appliance_agent.metrics import Family, Labels, XidTally, families
 from appliance_agent.snapshot import Snapshot
 

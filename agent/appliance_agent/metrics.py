@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from appliance_agent import catalogue as names
-from appliance_agent.catalogue import Metric
+from appliance_agent import catalogue_gpu as of_gpu
+from appliance_agent import catalogue_slots as of_slot
 from appliance_agent.config import GpuChoice
 from appliance_agent.gpus import GpuReading, RecoveryAction, Xid
+from appliance_agent.metric import Metric
 from appliance_agent.slots import Slot
 from appliance_agent.snapshot import Snapshot
 from appliance_agent.states import Reason, State
@@ -48,7 +50,7 @@ class XidTally:
 
 
 def xid_label(code: int) -> str:
-    return str(code) if str(code) in names.XIDS else names.OTHER_XID
+    return str(code) if str(code) in of_gpu.XIDS else of_gpu.OTHER_XID
 
 
 def families(snapshot: Snapshot, tally: XidTally, *, python: str) -> Iterator[Family]:
@@ -83,19 +85,19 @@ def _neighbours(snapshot: Snapshot) -> Iterator[Family]:
 
 def _backends(snapshot: Snapshot) -> Iterator[Family]:
     slots = snapshot.host.slots
-    yield Family(names.BACKEND_INFO, [(_backend_labels(snapshot, slot), 1) for slot in slots])
+    yield Family(of_slot.INFO, [(_backend_labels(snapshot, slot), 1) for slot in slots])
     indexed = [(str(slot.plan.index), slot) for slot in slots]
     yield Family(
-        names.BACKEND_STATE,
+        of_slot.STATE,
         [((index, word), slot.state is state) for index, slot in indexed for state, word in _STATES],
     )
     yield Family(
-        names.BACKEND_RESTARTS,
+        of_slot.RESTARTS,
         [((index, word), slot.restarts.get(reason, 0)) for index, slot in indexed for reason, word in _REASONS],
     )
     started = ((slot, container_of(snapshot, slot)) for slot in slots)
     yield Family(
-        names.BACKEND_START,
+        of_slot.START,
         [((str(slot.plan.index),), seen.started_at_s) for slot, seen in started if seen and seen.started_at_s],
     )
 
@@ -123,9 +125,11 @@ def _gpus(snapshot: Snapshot) -> Iterator[Family]:
         for card, reading in readings.items()
         if reading and reading.sound and snapshot.now.mono_s - reading.at_s <= _STALE_S
     }
-    yield Family(names.GPU_INFO, [(_gpu_labels(snapshot, card), 1) for card in cards])
-    yield Family(names.GPU_UP, [(card, snapshot.gpus.up and card in fresh) for card in cards])
-    yield Family(names.GPU_COLLECTED, [(card, wall_s(snapshot, seen.at_s)) for card, seen in readings.items() if seen])
+    yield Family(of_gpu.INFO, [(_gpu_labels(snapshot, card), 1) for card in cards])
+    yield Family(of_gpu.UP, [(card, snapshot.gpus.up and card in fresh) for card in cards])
+    yield Family(
+        of_gpu.COLLECTED, [((*card, "1s"), wall_s(snapshot, seen.at_s)) for card, seen in readings.items() if seen]
+    )
     yield from _readings(fresh)
 
 
@@ -133,8 +137,8 @@ def _gpu_labels(snapshot: Snapshot, card: tuple[str, str]) -> Labels:
     gpu = snapshot.gpus.gpu(card[1])
     versions = (snapshot.gpus.driver_version, snapshot.gpus.cuda_version)
     if gpu is None:
-        return (*card, "", "", "", "", *versions)
-    return (*card, str(gpu.index), gpu.name, gpu.pci_bus_id, gpu.parent_uuid, *versions)
+        return (*card, "", "", "", "", "", "", *versions, "")
+    return (*card, str(gpu.index), gpu.name, "", "", gpu.pci_bus_id, gpu.parent_uuid, *versions, "")
 
 
 def _readings(fresh: Mapping[tuple[str, str], GpuReading]) -> Iterator[Family]:
@@ -145,15 +149,15 @@ def _readings(fresh: Mapping[tuple[str, str], GpuReading]) -> Iterator[Family]:
             values.setdefault(metric, []).append((labels, value))
 
     for card, seen in fresh.items():
-        add(names.GPU_UTILIZATION, card, seen.utilization_ratio)
-        add(names.GPU_MEMORY_TOTAL, card, seen.memory_total_bytes)
-        add(names.GPU_MEMORY_USED, card, seen.memory_used_bytes)
-        add(names.GPU_TEMPERATURE, (*card, "core"), seen.temperature_c)
-        add(names.GPU_POWER, card, seen.power_w)
-        add(names.GPU_POWER_LIMIT, card, seen.power_limit_w)
-        add(names.GPU_ENERGY, card, seen.energy_j)
+        add(of_gpu.UTILIZATION, card, seen.utilization_ratio)
+        add(of_gpu.MEMORY_TOTAL, card, seen.memory_total_bytes)
+        add(of_gpu.MEMORY_USED, card, seen.memory_used_bytes)
+        add(of_gpu.TEMPERATURE, (*card, "core"), seen.temperature_c)
+        add(of_gpu.POWER, card, seen.power_w)
+        add(of_gpu.POWER_LIMIT, card, seen.power_limit_w)
+        add(of_gpu.ENERGY, card, seen.energy_j)
         for action, word in _ACTIONS if seen.recovery_action is not None else ():
-            add(names.GPU_RECOVERY, (*card, word), seen.recovery_action is action)
+            add(of_gpu.RECOVERY, (*card, word), seen.recovery_action is action)
     yield from (Family(metric, rows) for metric, rows in values.items())
 
 
@@ -165,11 +169,11 @@ def _xids(snapshot: Snapshot, tally: XidTally) -> Iterator[Family]:
         for uuid in slot.plan.gpus:
             card, gpu = (str(slot.plan.index), uuid), snapshot.gpus.gpu(uuid)
             owner = (gpu.parent_uuid if gpu else "") or uuid
-            counts += [((*card, label), tally.counts.get((owner, label), 0)) for label in names.XID_LABELS]
+            counts += [((*card, label), tally.counts.get((owner, label), 0)) for label in of_gpu.XID_LABELS]
             for xid in snapshot.gpus.xids:
                 if xid.uuid == owner:
                     last[(*card, xid_label(xid.code))] = wall_s(snapshot, xid.at_s)
     if counts:
-        yield Family(names.GPU_XIDS, counts)
+        yield Family(of_gpu.XID_ERRORS, counts)
     if last:
-        yield Family(names.GPU_XID_LAST, list(last.items()))
+        yield Family(of_gpu.XID_LAST, list(last.items()))
