@@ -9,7 +9,7 @@ import pytest
 import snapshots
 from scraped import Scraped, with_probes
 
-from appliance_agent import catalogue
+from appliance_agent import catalogue, catalogue_gpu
 from appliance_agent.evidence import Outcome
 from appliance_agent.gpus import GpuReading, RecoveryAction, Xid
 from appliance_agent.metrics import XidTally
@@ -53,7 +53,10 @@ def test_a_gpu_that_is_not_sound_is_down_and_has_no_readings(reading: GpuReading
 
     assert scraped.value("gpu_up", **who) == 0
     assert scraped.value("gpu_power_watts", **who) is None
-    assert scraped.value("gpu_last_collect_timestamp_seconds", **who) == snapshots.BOOT_WALL_S + reading.at_s
+    assert (
+        scraped.value("gpu_last_collect_timestamp_seconds", interval="1s", **who)
+        == snapshots.BOOT_WALL_S + reading.at_s
+    )
 
 
 def test_while_nvml_is_down_no_gpu_is_up() -> None:
@@ -112,7 +115,7 @@ def test_series_that_will_count_are_there_from_the_first_scrape() -> None:
         assert f'appliance_backend_state{{gpu="0",state="{state.name.lower()}"}} ' in text
     for outcome in set(Outcome) - {Outcome.OK}:
         assert f'appliance_probe_failures_total{{gpu="0",reason="{outcome.value}"}} 0\n' in text
-    for label in catalogue.XID_LABELS:
+    for label in catalogue_gpu.XID_LABELS:
         assert f'appliance_gpu_xid_errors_total{{gpu="0",uuid="{snapshots.uuid(0)}",xid="{label}"}} 0\n' in text
     assert 'appliance_probe_attempts_total{gpu="0"} 0\n' in text
     assert 'appliance_probe_time_to_first_token_seconds_count{gpu="0"} 0\n' in text
