@@ -55,10 +55,8 @@ def start(store: Path, tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def http() -> Iterator[Http]:
-    opened = Http()
-    yield opened
-    opened.close()
+def http() -> Http:
+    return Http()
 
 
 def at(server: OllamaServer | int, model: str = MODEL) -> Server:

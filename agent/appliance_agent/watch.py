@@ -90,7 +90,6 @@ class Watch:
             watched.stop()
         for watched in self._watched.values():
             watched.close()
-        self._http.close()
 
     def _run(self) -> None:
         while not self._closed:
