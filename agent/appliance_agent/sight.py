@@ -33,6 +33,8 @@ class Sight:
         self._flow = Flow()
         self._cpu: tuple[float, float] | None = None  # when, CPU seconds
         self._sizes: tuple[int, ...] = ()
+        self._own: set[int] = set()  # of the container's processes those that were on its GPUs at the last look
+        self._listed: set[int] = set()  # at this one
 
     def look(
         self,
@@ -44,7 +46,8 @@ class Sight:
         now_s: float,
     ) -> Evidence:
         target = self._target
-        facts = gpu_facts(snapshot, target.gpus, self._belongs, now_s)
+        facts = gpu_facts(snapshot, target.gpus, self._belongs_still, now_s)
+        self._own, self._listed = self._listed, set()
         found = replace(
             before,
             on_gpu=facts.on_gpu,
@@ -96,6 +99,13 @@ class Sight:
 
     def _belongs(self, pid: int) -> bool | None:
         return self._processes.same_container(pid, self._target.container_id)
+
+    def _belongs_still(self, pid: int) -> bool | None:
+        """Of a process on a GPU. One that was listed at the last look, too, is the same one."""
+        belongs = pid in self._own or self._belongs(pid)
+        if belongs:
+            self._listed.add(pid)
+        return belongs
 
     def _cores(self, now_s: float) -> float | None:
         used_s = self._group.cpu_s() if self._group else None
