@@ -39,8 +39,8 @@ TO_COME = {
     "model_expiry_timestamp_seconds", "model_gpu_layers", "model_layers", "model_load_failures_total",
     "model_load_seconds", "model_size_bytes", "model_vram_bytes", "nvml_process_cpu_seconds_total",
     "nvml_process_resident_memory_bytes", "prompt_processing_seconds_total", "prompt_tokens_total",
-    "prompts_truncated_total", "request_duration_seconds", "requests_in_flight", "requests_total",
-    "response_bytes_total", "time_per_output_token_seconds",
+    "prompts_truncated_total", "request_duration_seconds", "requests_total",
+    "time_per_output_token_seconds",
 }  # fmt: skip
 NOT_IDENTITY = {
     "gpu", "uuid", "state", "reason", "sensor", "action", "xid", "interval", "domain", "error", "cause", "owner", "model", "api",

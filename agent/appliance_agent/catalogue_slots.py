@@ -2,6 +2,10 @@
 
 `gpu` is the slot's index. `model` is the model that the image or the configuration names; what else /api/ps lists is
 `other`, never a name from a request.
+
+Not here: requests in flight (the kernel's list of a container's connections takes milliseconds, because it walks
+through those of the whole host, and a look every ten seconds at eight slots would be 0.6 % of a core) and bytes of
+answers (what the kernel counts has everything else in it). Both are for a gateway to tell.
 """
 
 from __future__ import annotations
@@ -63,9 +67,11 @@ MODEL_EXPIRY = gauge(
     "/api/ps", *SLOT, "model",
 )  # fmt: skip
 MODEL_GPU_LAYERS = gauge(
-    "model_gpu_layers", "Layers on GPUs of the model that was loaded last.", "log, Ollama 0.30 and newer", *SLOT
+    "model_gpu_layers", "Layers on GPUs of the model that was loaded last.", "log, where Ollama knows a GPU", *SLOT
 )
-MODEL_LAYERS = gauge("model_layers", "Layers of the model that was loaded last.", "log, Ollama 0.30 and newer", *SLOT)
+MODEL_LAYERS = gauge(
+    "model_layers", "Layers of the model that was loaded last.", "log, where Ollama knows a GPU", *SLOT
+)  # fmt: skip
 MODEL_LOAD = histogram("model_load_seconds", "How long loads of a model took.", "log", LOAD_BUCKETS, *SLOT)
 MODEL_LOAD_FAILURES = counter("model_load_failures_total", "Loads of a model that failed.", "log", *SLOT)
 
@@ -95,16 +101,12 @@ REQUESTS = counter(
     "code",
 )
 REQUEST_DURATION = histogram(
-    "request_duration_seconds", "From the head of a user's request to the end of the answer.",
+    "request_duration_seconds", "From the head of a user's request to the end of an answer with a status of 2xx.",
     "access log", DURATION_BUCKETS, *SLOT,
 )  # fmt: skip
 OUTPUT_TOKEN = histogram(
-    "time_per_output_token_seconds", "Mean time for a token of a user's answer.",
+    "time_per_output_token_seconds", "Mean time for a token of a user's answer, from the second one on.",
     "log, Ollama 0.30 and newer", OUTPUT_TOKEN_BUCKETS, *SLOT,
-)  # fmt: skip
-IN_FLIGHT = gauge(
-    "requests_in_flight", "Connections of users to the server: at least as many as requests under way.",
-    "/proc/PID/net/tcp", *SLOT,
 )  # fmt: skip
 PROMPT_TOKENS = counter(
     "prompt_tokens_total", "Tokens of users' prompts that were processed, without those from the cache.",
@@ -118,9 +120,6 @@ GENERATION_SECONDS = counter(
     "generation_seconds_total", "Time spent on users' answers.", "log, Ollama 0.30 and newer", *SLOT
 )
 TRUNCATED = counter("prompts_truncated_total", "Prompts and answers that were cut to the context length.", "log", *SLOT)
-RESPONSE_BYTES = counter(
-    "response_bytes_total", "Bytes that the container sent, probes left out.", "/proc/PID/net/dev", *SLOT
-)
 LOG_LINES = counter(
     "log_lines_total", "Lines of the containers' logs, by who wrote them and what became of them.",
     "log", "source", "result",
@@ -130,6 +129,6 @@ SLOT_METRICS: Final = (
     INFO, STATE, START, RESTARTS,
     MODEL_SIZE, MODEL_VRAM, MODEL_CONTEXT, MODEL_EXPIRY, MODEL_GPU_LAYERS, MODEL_LAYERS, MODEL_LOAD, MODEL_LOAD_FAILURES,
     PROBE_ATTEMPTS, PROBE_FAILURES, PROBE_SUCCESS, PROBE_LAST_SUCCESS, PROBE_FIRST_TOKEN, PROBE_OUTPUT_TOKEN, PROBE_TOKENS,
-    REQUESTS, REQUEST_DURATION, OUTPUT_TOKEN, IN_FLIGHT, PROMPT_TOKENS, GENERATED_TOKENS, PROMPT_SECONDS,
-    GENERATION_SECONDS, TRUNCATED, RESPONSE_BYTES, LOG_LINES,
+    REQUESTS, REQUEST_DURATION, OUTPUT_TOKEN, PROMPT_TOKENS, GENERATED_TOKENS, PROMPT_SECONDS,
+    GENERATION_SECONDS, TRUNCATED, LOG_LINES,
 )  # fmt: skip
