@@ -18,7 +18,7 @@ from appliance_agent.done_step import after, after_pull
 from appliance_agent.gate import Gate
 from appliance_agent.slot_step import Step, step
 from appliance_agent.slot_view import Seen, View
-from appliance_agent.slots import Decision, Done, Entry, Host, Now, Slot
+from appliance_agent.slots import Decision, Done, Entry, Host, Now, Slot, updated
 from appliance_agent.spec import ContainerSpec, SlotPlan
 from appliance_agent.states import Action, Reason, State
 
@@ -52,7 +52,7 @@ def _with_plans(host: Host, plans: Iterable[SlotPlan]) -> Host:
     slots: list[Slot] = []
     for plan in plans:
         slot = known.get(plan.index)
-        slots.append(Slot(plan) if slot is None or slot.plan.gpus != plan.gpus else replace(slot, plan=plan))
+        slots.append(Slot(plan) if slot is None or slot.plan.gpus != plan.gpus else updated(slot, plan=plan))
     return replace(host, slots=tuple(slots))
 
 
@@ -130,6 +130,7 @@ def _decided(config: Config, host: Host, seen: Seen, steps: dict[int, Step]) -> 
     """Each slot's wish against the rules of the host, in the slots' order, the trial first."""
     gate = Gate.open(config, host, seen, steps)
     decisions: list[Decision] = []
+    slots: dict[int, Slot] = {}
     for index in sorted(steps, key=lambda index: (index != host.trial, index)):
         wish = steps[index]
         slot = wish.slot
@@ -145,8 +146,8 @@ def _decided(config: Config, host: Host, seen: Seen, steps: dict[int, Step]) -> 
             else:
                 slot, gate = wish.taken, gate.after(wish)
                 decisions.append(wish.decision)
-        host = _with_slot(host, slot)
-    return host, tuple(decisions)
+        slots[index] = slot
+    return replace(host, slots=tuple(slots[each.plan.index] for each in host.slots)), tuple(decisions)
 
 
 def _judged(host: Host, steps: dict[int, Step], containers: dict[int, ContainerSeen], now: Now) -> Host:

@@ -8,7 +8,7 @@ from typing import Final
 from appliance_agent import healing, rollout
 from appliance_agent.containers import ContainerSeen
 from appliance_agent.slot_view import View
-from appliance_agent.slots import Cause, Decision, Slot
+from appliance_agent.slots import Cause, Decision, Slot, updated
 from appliance_agent.spec import ContainerSpec
 from appliance_agent.states import SERVING, SICK, Action, Health, Reason, State
 from appliance_agent.verdict import Case, Verdict, judge
@@ -74,7 +74,7 @@ def moved(slot: Slot, state: State, because: str, now_s: float) -> Slot:
     ready_since_s = (slot.ready_since_s if slot.ready_since_s is not None else now_s) if serves else None
     since_s = slot.since_s if slot.state is state else now_s
     drain_since_s = slot.drain_since_s if state is State.DRAINING else None
-    return replace(
+    return updated(
         slot, state=state, because=because, since_s=since_s, ready_since_s=ready_since_s, drain_since_s=drain_since_s
     )
 
@@ -203,14 +203,15 @@ def _ended(container: ContainerSeen) -> str:
 
 
 def _running(view: View, container: ContainerSeen) -> Step:
-    slot = replace(view.slot, engine_epoch=view.seen.engine.epoch)
+    slot = updated(view.slot, engine_epoch=view.seen.engine.epoch)
     if slot.container_id != container.id:
         slot = replace(slot, container_id=container.id, proven=False)
     if healing.is_slowed_down(slot, view.seen.gpus):
         slot = replace(slot, slowed_s=view.now.mono_s)
     verdict = _verdict(view, slot)
     slot = rollout.learned(slot, container.release_hash, view.evidence)
-    view = replace(view, slot=slot)
+    if slot is not view.slot:
+        view = replace(view, slot=slot)
     if rollout.is_drifted(view.host, slot, container, view.spec.hash if view.spec else None):
         return _drifted(view, container, verdict)
     if verdict.health in SICK:
@@ -218,8 +219,8 @@ def _running(view: View, container: ContainerSeen) -> Step:
         reason = _REASONS[verdict.health]
         return _remove(replace(view, slot=slot), container, reason, verdict.because, failed=True, sick=True, blame=True)
     if verdict.health is Health.UNKNOWN:
-        return Step(replace(slot, health=verdict.health))
-    slot = replace(moved(slot, _STATES[verdict.health], verdict.because, view.now.mono_s), health=verdict.health)
+        return Step(updated(slot, health=verdict.health))
+    slot = updated(moved(slot, _STATES[verdict.health], verdict.because, view.now.mono_s), health=verdict.health)
     slot = healing.after_good_time(slot, view.config.healing, view.now.mono_s)
     if verdict.health is Health.SLOW and view.config.healing.restart_slow and not slot.failures:
         return _remove(replace(view, slot=slot), container, Reason.SLOW, verdict.because, failed=True, sick=True)

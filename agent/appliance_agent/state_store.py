@@ -23,6 +23,7 @@ class StateStore:
         self._lock = directory / "lock"
         self._handle: int | None = None
         self._kept: object = None
+        self._glance: object = None
 
     def open(self) -> None:
         directory = self._file.parent
@@ -68,8 +69,12 @@ class StateStore:
 
     def save(self, host: Host, now: Now) -> str:
         """What went wrong, in words, or nothing: a full disk must not stop the healing."""
+        glance = (host.slots, host.good, host.refused, host.trial, host.history)
+        if glance == self._glance:
+            return ""  # most ticks; the rest below is dear
         key = lasting(host)
         if key == self._kept:
+            self._glance = glance
             return ""
         temporary = self._file.with_suffix(".new")
         try:
@@ -81,7 +86,7 @@ class StateStore:
             temporary.replace(self._file)
         except OSError as error:
             return f"the state cannot be saved in {self._file.parent}: {error.strerror}"
-        self._kept = key
+        self._kept, self._glance = key, glance
         return ""
 
 
