@@ -69,6 +69,7 @@ def test_the_sample_shows_the_defaults_of_the_code() -> None:
         "engine": replace(shown.engine, docker_config=""),
         "container": replace(shown.container, environment={}, memory_bytes=0),
         "healing": replace(shown.healing, xids={}),
+        "metrics": replace(shown.metrics, web_config=""),
     }
     assert replace(shown, **examples) == Config(image=shown.image) == read("")  # type: ignore[arg-type]
 

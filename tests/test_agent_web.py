@@ -18,7 +18,8 @@ from appliance_agent.config import MetricsConfig
 from appliance_agent.front import Front
 from appliance_agent.http_head import Answer, Request
 from appliance_agent.status_json import render
-from appliance_agent.web import WebError, WebServer
+from appliance_agent.web import WebServer
+from appliance_agent.web_listen import TcpPlace, WebError
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_a_page_that_fails_is_a_500_and_the_next_one_works(caplog: pytest.LogCap
             raise RuntimeError("a bug")
         return Answer(HTTPStatus.OK, b"fine")
 
-    server = WebServer("127.0.0.1", 0, pages)
+    server = WebServer(TcpPlace("127.0.0.1", 0), pages)
     server.open()
     try:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)

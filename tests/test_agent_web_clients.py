@@ -20,6 +20,7 @@ from appliance_agent.config import MetricsConfig
 from appliance_agent.front import Front
 from appliance_agent.http_head import Answer
 from appliance_agent.web import WebServer
+from appliance_agent.web_listen import TcpPlace
 
 
 @pytest.fixture
@@ -136,7 +137,8 @@ def received_before_reset(peer: socket.socket) -> bytes:
 
 def test_a_client_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "_ANSWER_S", 0.5)
-    server = WebServer("127.0.0.1", 0, lambda _request, _own: Answer(HTTPStatus.OK, b"a" * 50_000_000))
+    page = Answer(HTTPStatus.OK, b"a" * 50_000_000)
+    server = WebServer(TcpPlace("127.0.0.1", 0), lambda _request, _own: page)
     server.open()
     try:
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as peer:

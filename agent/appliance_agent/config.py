@@ -100,6 +100,8 @@ class RolloutConfig:
 class MetricsConfig:
     address: str = "0.0.0.0"
     port: int = 9440
+    web_config: str = ""  # TLS and users, in the format of Prometheus' exporter-toolkit
+    nvlink: bool = False  # counters of NVLink, which one model per GPU does not use
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +280,8 @@ def _metrics(table: Table) -> MetricsConfig:
     return MetricsConfig(
         address=table.value("address", _address) or default.address,
         port=table.integer("port", minimum=1, maximum=_PORT_MAX, default=default.port),
+        web_config=table.value("web_config", _absolute) or "",
+        nvlink=table.boolean("nvlink", default=default.nvlink),
     )
 
 

@@ -1,17 +1,19 @@
-"""The body of `/metrics`: the text format 0.0.4 of Prometheus, made when it is asked for and only as far as it is new.
+"""The body of `/metrics`: Prometheus' text format 0.0.4 or OpenMetrics 1.0, made when it is asked for.
 
 Half of the text are histograms and counters of probes, which change a few times a minute: they are rendered when they
-did. What mirrors the snapshot is rendered for each snapshot once, however many ask for it.
+did. What mirrors the snapshot is rendered for each snapshot once, however many ask for it and in whichever format: the
+two differ in the names that counters have in comments, and in the last line.
 """
 
 from __future__ import annotations
 
+import math
 import platform
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from prometheus_client import Metric as ClientMetric
@@ -22,11 +24,13 @@ from prometheus_client.registry import Collector
 from appliance_agent.events import Events
 from appliance_agent.metric import Kind
 from appliance_agent.metrics import Family, Labels, XidTally, families
+from appliance_agent.scrape_format import Format
 from appliance_agent.snapshot import Snapshot
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _FRESH_S = 1.0  # the same body is given again for so long while there is no new snapshot
 _GZIP = 16 + zlib.MAX_WBITS
+_END: Final = "# EOF\n"
+LABEL_MAX: Final = 512  # characters of a label's value
 
 Snapshots = Callable[[], Snapshot | None]
 
@@ -61,12 +65,32 @@ class MirrorCollector(Collector):
             yield made
 
 
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A family: its comments in both formats, and its samples, which are the same in both."""
+
+    heads: tuple[str, str]  # TEXT, OPENMETRICS
+    samples: str
+
+
 @dataclass(slots=True)
 class _Made:
     snapshot: Snapshot | None
     at_s: float
-    plain: bytes
-    gzip: bytes = b""  # made for the first one who asks for it
+    parts: list[_Rendered]
+    bodies: dict[tuple[Format, bool], bytes] = field(default_factory=dict[tuple[Format, bool], bytes])
+
+    def body(self, form: Format, *, gzip: bool) -> bytes:
+        """Made for the first one who asks for it."""
+        known = self.bodies.get((form, gzip))
+        if known is None:
+            known = self.bodies[form, gzip] = _gzip(self.body(form, gzip=False)) if gzip else self._plain(form)
+        return known
+
+    def _plain(self, form: Format) -> bytes:
+        which = 1 if form is Format.OPENMETRICS else 0
+        pieces = [piece for part in self.parts for piece in (part.heads[which], part.samples)]
+        return "".join([*pieces, _END] if which else pieces).encode(errors="replace")
 
 
 class Exposition:
@@ -78,58 +102,66 @@ class Exposition:
         self._process = ProcessCollector(registry=None)
         self._lock = threading.Lock()
         self._made: _Made | None = None
-        self._probes = (-1, "")  # the change that it is the text of
+        self._probes: tuple[int, list[_Rendered]] = (-1, [])  # the change that they are of
+        self._heads: dict[str, tuple[str, str]] = {}
         self._beginnings: dict[str, dict[Labels, str]] = {}
 
-    def body(self, *, gzip: bool) -> bytes:
+    def body(self, form: Format = Format.TEXT, *, gzip: bool) -> bytes:
         """Two that ask at the same time get the same one."""
         with self._lock:
             snapshot, now_s = self._snapshots(), self._mono_s()
             made = self._made
             if made is None or made.snapshot is not snapshot or now_s - made.at_s >= _FRESH_S:
-                made = self._made = _Made(snapshot, now_s, self._render(snapshot).encode())
-            if gzip and not made.gzip:
-                made.gzip = _gzip(made.plain)
-            return made.gzip if gzip else made.plain
+                made = self._made = _Made(snapshot, now_s, self._render(snapshot))
+            return made.body(form, gzip=gzip)
 
-    def _render(self, snapshot: Snapshot | None) -> str:
-        parts: list[str] = []
+    def _render(self, snapshot: Snapshot | None) -> list[_Rendered]:
+        parts: list[_Rendered] = []
         if snapshot:
             self._events.keep(slot.plan.index for slot in snapshot.host.slots)
             parts += [self._family(family) for family in self._mirror.families(snapshot)]
-        parts.append(self._probe_text())
-        parts.append(_client_text([*self._events.ticks, self._process]))
-        return "".join(parts)
+        parts += self._probe_parts()
+        parts += self._client_parts([*self._events.ticks, self._process])
+        return parts
 
-    def _probe_text(self) -> str:
+    def _probe_parts(self) -> list[_Rendered]:
         changes = self._events.changes
         if self._probes[0] != changes:
-            self._probes = (changes, _client_text(self._events.probes))
+            self._probes = (changes, list(self._client_parts(self._events.probes)))
         return self._probes[1]
 
-    def _family(self, family: Family) -> str:
+    def _family(self, family: Family) -> _Rendered:
         metric = family.metric
         known, used = self._beginnings.get(metric.name, {}), dict[Labels, str]()
-        lines = [_head(metric.name, metric.help, metric.kind.value)]
+        lines: list[str] = []
         for labels, value in family.rows:
             beginning = known.get(labels) or _beginning(metric.name, metric.labels, labels)
             used[labels] = beginning
             lines.append(f"{beginning} {_number(value)}\n")
         self._beginnings[metric.name] = used
-        return "".join(lines)
+        return _Rendered(self._head(metric.name, metric.help, metric.kind.value), "".join(lines))
 
-
-def _client_text(collectors: Iterable[_Collects]) -> str:
-    lines: list[str] = []
-    for collector in collectors:
-        for metric in collector.collect():
-            name = metric.name + ("_total" if metric.type == "counter" else "")
-            lines.append(_head(name, metric.documentation, metric.type))
-            for sample in metric.samples:
-                if not sample.name.endswith("_created"):
-                    beginning = _beginning(sample.name, tuple(sample.labels), tuple(sample.labels.values()))
+    def _client_parts(self, collectors: Iterable[_Collects]) -> Iterator[_Rendered]:
+        for collector in collectors:
+            for metric in collector.collect():
+                name = metric.name + ("_total" if metric.type == "counter" else "")
+                known, used = self._beginnings.get(name, {}), dict[Labels, str]()
+                lines: list[str] = []
+                for sample in metric.samples:
+                    if sample.name.endswith("_created"):
+                        continue
+                    labels = (sample.name, *sample.labels.values())
+                    beginning = known.get(labels) or _beginning(sample.name, tuple(sample.labels), labels[1:])
+                    used[labels] = beginning
                     lines.append(f"{beginning} {_number(sample.value)}\n")
-    return "".join(lines)
+                self._beginnings[name] = used
+                yield _Rendered(self._head(name, metric.documentation, metric.type), "".join(lines))
+
+    def _head(self, name: str, meaning: str, kind: str) -> tuple[str, str]:
+        heads = self._heads.get(name)
+        if heads is None:
+            heads = self._heads[name] = (_head(name, meaning, kind), _openmetrics_head(name, meaning, kind))
+        return heads
 
 
 def _head(name: str, meaning: str, kind: str) -> str:
@@ -137,10 +169,16 @@ def _head(name: str, meaning: str, kind: str) -> str:
     return f"# HELP {name} {escaped}\n# TYPE {name} {kind}\n"
 
 
+def _openmetrics_head(name: str, meaning: str, kind: str) -> str:
+    """`_total` belongs to the sample there, not to the family."""
+    base = name.removesuffix("_total") if kind == Kind.COUNTER.value else name
+    return f"# HELP {base} {_escaped(meaning)}\n# TYPE {base} {kind}\n"
+
+
 def _beginning(name: str, keys: tuple[str, ...], values: Labels) -> str:
     if not keys:
         return name
-    pairs = ",".join(f'{key}="{_escaped(value)}"' for key, value in zip(keys, values, strict=True))
+    pairs = ",".join(f'{key}="{_escaped(value[:LABEL_MAX])}"' for key, value in zip(keys, values, strict=True))
     return f"{name}{{{pairs}}}"
 
 
@@ -151,7 +189,11 @@ def _escaped(text: str) -> str:
 def _number(value: float) -> str:
     if value == 0:
         return "0"
-    return "1" if value == 1 else repr(value)
+    if value == 1:
+        return "1"
+    if math.isfinite(value):
+        return repr(value)
+    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
 
 
 def _gzip(plain: bytes) -> bytes:

@@ -1,6 +1,13 @@
-"""What the agent shows over HTTP, put together: the published snapshot, what is counted, the pages and their server."""
+"""What the agent shows over HTTP, put together: the published snapshot, what is counted, the pages and their servers.
+
+With a `web_config` there is a second server: a socket in the unit's runtime directory, where root and the agent's group
+need neither certificate nor password. `ollama-agent status` asks there.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
 
 from appliance_agent.config import MetricsConfig
 from appliance_agent.events import Events
@@ -8,17 +15,24 @@ from appliance_agent.exposition import Exposition
 from appliance_agent.pages import Pages
 from appliance_agent.snapshot import Snapshot
 from appliance_agent.web import WebServer
+from appliance_agent.web_access import WebAccess
+from appliance_agent.web_listen import FilePlace, TcpPlace
+
+STATUS_SOCKET = "status.sock"
 
 
 class Front:
     """`publish` belongs to the loop, `events.canary` to whoever probes."""
 
-    def __init__(self, metrics: MetricsConfig) -> None:
+    def __init__(self, metrics: MetricsConfig, runtime_directory: str = "") -> None:
         self.events = Events()
         self._snapshot: Snapshot | None = None
-        self._server = WebServer(
-            metrics.address, metrics.port, Pages(self.snapshot, Exposition(self.snapshot, self.events))
-        )
+        pages = Pages(self.snapshot, Exposition(self.snapshot, self.events))
+        self._access = WebAccess(Path(metrics.web_config)) if metrics.web_config else None
+        self._server = WebServer(TcpPlace(metrics.address, metrics.port), pages, self._access)
+        self._servers = [self._server]
+        if self._access and runtime_directory:
+            self._servers.append(WebServer(FilePlace(Path(runtime_directory, STATUS_SOCKET)), pages))
 
     @property
     def port(self) -> int:
@@ -28,12 +42,21 @@ class Front:
         return self._snapshot
 
     def publish(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+        problem = self._access.problem if self._access else ""
+        self._snapshot = replace(snapshot, problems=(*snapshot.problems, problem)) if problem else snapshot
         self.events.tick(snapshot.tick_s, snapshot.late_s)
 
     def open(self) -> None:
-        """Raises WebError."""
-        self._server.open()
+        """Raises WebError and WebConfigError; then nothing is open."""
+        if self._access:
+            self._access.open()
+        try:
+            for server in self._servers:
+                server.open()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        self._server.close()
+        for server in reversed(self._servers):
+            server.close()

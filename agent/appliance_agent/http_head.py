@@ -60,13 +60,13 @@ def take(received: bytes) -> tuple[Request, bytes] | None:
     return _parse(received[: end.start()].decode("latin-1")), received[end.end() :]
 
 
-def render(answer: Answer, *, keep_alive: bool, date: str) -> bytes:
+def render(answer: Answer, more: Mapping[str, str], *, keep_alive: bool, date: str) -> bytes:
     lines = [
         f"HTTP/1.1 {answer.status.value} {answer.status.phrase}",
         f"Date: {date}",
         f"Content-Type: {answer.content_type}",
         f"Content-Length: {len(answer.body)}",
-        *(f"{name}: {value}" for name, value in answer.headers.items()),
+        *(f"{name}: {value}" for headers in (answer.headers, more) for name, value in headers.items()),
         "Cache-Control: no-store",
         "X-Content-Type-Options: nosniff",
         f"Connection: {'keep-alive' if keep_alive else 'close'}",

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 
-from appliance_agent import status_json
-from appliance_agent.exposition import CONTENT_TYPE, Exposition, Snapshots
+from appliance_agent import scrape_format, status_json
+from appliance_agent.exposition import Exposition, Snapshots
 from appliance_agent.http_head import Answer, Request
 from appliance_agent.snapshot import Snapshot
 
@@ -35,22 +35,22 @@ class Pages:
         self._exposition = exposition
         self._mono_s = mono_s
 
-    def __call__(self, request: Request, own_address: str) -> Answer:
+    def __call__(self, request: Request, own_url: str) -> Answer:
         pages: dict[str, Callable[[], Answer]] = {
             "/": lambda: _index(self._snapshots()),
             "/metrics": lambda: self._metrics(request),
             "/status": self._status,
             "/-/healthy": self._healthy,
             "/-/ready": self._ready,
-            "/sd": lambda: _discovery(self._snapshots(), request, own_address),
+            "/sd": lambda: _discovery(self._snapshots(), request, own_url),
         }
         page = pages.get(request.path)
         return page() if page else Answer(HTTPStatus.NOT_FOUND, b"not found; / lists what there is\n")
 
     def _metrics(self, request: Request) -> Answer:
-        gzip = request.accepts_gzip
-        headers = {"Vary": "Accept-Encoding"} | ({"Content-Encoding": "gzip"} if gzip else {})
-        return Answer(HTTPStatus.OK, self._exposition.body(gzip=gzip), CONTENT_TYPE, headers)
+        form, gzip = scrape_format.chosen(request.headers.get("accept", "")), request.accepts_gzip
+        headers = {"Vary": "Accept, Accept-Encoding"} | ({"Content-Encoding": "gzip"} if gzip else {})
+        return Answer(HTTPStatus.OK, self._exposition.body(form, gzip=gzip), form.value, headers)
 
     def _status(self) -> Answer:
         snapshot = self._snapshots()
@@ -82,13 +82,14 @@ class Pages:
         return max(self._mono_s() - snapshot.now.mono_s, 0.0)
 
 
-def _discovery(snapshot: Snapshot | None, request: Request, own_address: str) -> Answer:
+def _discovery(snapshot: Snapshot | None, request: Request, own_url: str) -> Answer:
     """Under the name that was asked for: it is the one by which Prometheus reaches this host."""
     name = request.headers.get("host", "")
+    scheme, _, own_address = own_url.partition("://")
     target = name if _OWN_NAME.fullmatch(name) else own_address
-    labels = (
-        {"__meta_appliance_version": snapshot.version, "__meta_appliance_host": snapshot.hostname} if snapshot else {}
-    )
+    labels = {"__scheme__": scheme} if scheme == "https" else {}
+    if snapshot:
+        labels |= {"__meta_appliance_version": snapshot.version, "__meta_appliance_host": snapshot.hostname}
     body = json.dumps([{"targets": [target], "labels": labels}], indent=2) + "\n"
     return Answer(HTTPStatus.OK, body.encode(), _JSON)
 

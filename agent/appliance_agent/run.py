@@ -42,7 +42,7 @@ def run_agent(path: Path, state: Path) -> None:
     with _signals_held(), ExitStack() as stack:
         stack.callback(notifier.close)
         store = _opened(stack, state)
-        front = Front(config.metrics)
+        front = Front(config.metrics, os.environ.get("RUNTIME_DIRECTORY", ""))
         front.open()
         stack.callback(front.close)
         made = _Neighbourhood(config, stack, front)

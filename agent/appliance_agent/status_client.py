@@ -1,8 +1,12 @@
-"""Asks a running agent for its status over HTTP. No proxy, no redirect, no more than one answer's worth of patience."""
+"""Asks a running agent for its status over HTTP. No proxy, no redirect, no more than one answer's worth of patience.
+
+Where a `web_config` asks for certificates or passwords, the agent's own host is asked through a socket that wants none.
+"""
 
 from __future__ import annotations
 
 import http.client
+import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -13,6 +17,8 @@ _TIMEOUT_S = 3.0
 _MOST_BYTES = 16 * 1024 * 1024
 _START = "`systemctl status ollama-agent` says whether it runs, `systemctl start ollama-agent` starts it"
 _URL = "give the address of an agent, for example `--url http://127.0.0.1:9440/status`"
+_SOCKET = "unix:///run/ollama-agent/status.sock"
+_GROUP = "root and members of group ollama-agent may ask: `sudo ollama-agent status`"
 
 
 class StatusUnavailableError(ApplianceError):
@@ -27,6 +33,8 @@ class Told:
 
 def url_of(metrics: MetricsConfig) -> str:
     """Where an agent with this configuration answers on its own host."""
+    if metrics.web_config:
+        return _SOCKET
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(metrics.address, metrics.address)
     return f"http://[{host}]:{metrics.port}/status" if ":" in host else f"http://{host}:{metrics.port}/status"
 
@@ -39,7 +47,8 @@ def ask(url: str, *, timeout_s: float = _TIMEOUT_S) -> Told:
         answer = connection.getresponse()
         text = answer.read(_MOST_BYTES).decode()
     except (OSError, http.client.HTTPException, UnicodeDecodeError) as error:
-        raise StatusUnavailableError(f"no agent answers at {url}: {_words(error)}", hint=_START) from error
+        hint = _GROUP if isinstance(error, PermissionError) else _START
+        raise StatusUnavailableError(f"no agent answers at {url}: {_words(error)}", hint=hint) from error
     finally:
         connection.close()
     if answer.status != 200 or not answer.getheader("Content-Type", "").startswith("application/json"):
@@ -55,12 +64,25 @@ def _connection(url: str, timeout_s: float) -> tuple[http.client.HTTPConnection,
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise StatusUnavailableError(f"not a URL: {url}", hint=_URL) from error
+    if parts.scheme == "unix" and parts.path.strip("/"):
+        return _FileConnection(parts.path, timeout_s), "/status"
     if parts.scheme not in ("http", "https") or not host:
         raise StatusUnavailableError(f"not a URL: {url}", hint=_URL)
     path = parts.path if parts.path.strip("/") else "/status"
     if parts.scheme == "https":
         return http.client.HTTPSConnection(host, port, timeout=timeout_s), path
     return http.client.HTTPConnection(host, port, timeout=timeout_s), path
+
+
+class _FileConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 def _words(error: Exception) -> str:

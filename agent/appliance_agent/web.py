@@ -1,27 +1,26 @@
 """A small HTTP server for a handful of readers: a thread each, a deadline for everything, no one can stall another.
 
-Knows sockets and deadlines; what is answered is `pages`' business. Plain TCP today: `_Connection` is made from a socket
-that is already accepted, so a TLS handshake belongs to the beginning of its `serve`, within the request's deadline.
+Knows sockets and deadlines; what is answered is `pages`' business, who may ask the `door`'s. A TLS handshake is the
+beginning of a connection's own thread, within the deadline of its first request.
 """
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import logging
 import selectors
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol
 
 from appliance_agent import http_head
 from appliance_agent.http_head import Answer, RefusedRequest, Request
-from appliance_image.errors import ApplianceError
+from appliance_agent.web_listen import Place, own_address
 
 CONNECTIONS: Final = 16
 _REFUSALS = 8  # beyond CONNECTIONS: told 503; beyond that: closed without a word
@@ -32,22 +31,34 @@ _IDLE_S = 75.0  # a kept connection without a new request; it makes room for new
 _ANSWER_S = 10.0
 _LINGER_S = 0.5  # for the peer to read an error before the connection is reset
 _PAUSE_S = 0.2  # after an error of accept, when there are no descriptors left
+_TLS_HANDSHAKE = b"\x16"  # the first byte of whoever speaks TLS
 _BUSY = Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"too many connections\n", headers={"Retry-After": "1"})
+_NOT_TLS = Answer(HTTPStatus.BAD_REQUEST, b"this port speaks TLS: ask https://\n")
 
 _LOG = logging.getLogger(__name__)
 
-Pages = Callable[[Request, str], Answer]  # the second word is the own address that the client reached
+Pages = Callable[[Request, str], Answer]  # the second word is the own URL that the client reached
 
 
-class WebError(ApplianceError):
-    pass
+class Door(Protocol):
+    """Each method says what is in force at that moment."""
+
+    def tls(self) -> ssl.SSLContext | None: ...
+
+    def refusal(self, request: Request) -> Answer | None:
+        """None for whoever may ask."""
+        ...
+
+    def headers(self) -> Mapping[str, str]:
+        """Of every answer."""
+        ...
 
 
 class WebServer:
-    def __init__(self, address: str, port: int, pages: Pages) -> None:
-        self._address = address
-        self._port = port
+    def __init__(self, place: Place, pages: Pages, door: Door | None = None) -> None:
+        self._place = place
         self._pages = pages
+        self._door = door
         self._listener: socket.socket | None = None
         self._acceptor: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -56,12 +67,12 @@ class WebServer:
 
     @property
     def port(self) -> int:
-        """What was bound: the port of the configuration, or the one that the kernel chose for 0."""
-        return int(self._listener.getsockname()[1]) if self._listener else self._port
+        """The one that was bound; 0 before that."""
+        return int(self._listener.getsockname()[1]) if self._listener else 0
 
     def open(self) -> None:
         """Bound when this returns. Raises WebError."""
-        self._listener = _listen(self._address, self._port)
+        self._listener = self._place.listen()
         self._acceptor = threading.Thread(target=self._accept, args=(self._listener,), name="web", daemon=True)
         self._acceptor.start()
 
@@ -72,6 +83,7 @@ class WebServer:
                 self._listener.shutdown(socket.SHUT_RDWR)  # wakes the selector
             self._acceptor.join()
             self._listener.close()
+            self._place.leave()
         with self._lock:
             connections = list(self._open)
         for connection in connections:
@@ -101,7 +113,8 @@ class WebServer:
             if count >= CONNECTIONS + _REFUSALS:
                 peer.close()
                 return
-            connection = _Connection(peer, self._pages, refuse=count >= CONNECTIONS and idle is None, ended=self._ended)
+            refuse = count >= CONNECTIONS and idle is None
+            connection = _Connection(peer, self._pages, self._door, refuse=refuse, ended=self._ended)
             self._open[connection] = None
         if idle:
             idle.cut()
@@ -120,10 +133,19 @@ class _Connection:
     """One peer, from accept to close, in its own thread."""
 
     def __init__(
-        self, peer: socket.socket, pages: Pages, *, refuse: bool, ended: Callable[[_Connection], None]
+        self,
+        peer: socket.socket,
+        pages: Pages,
+        door: Door | None,
+        *,
+        refuse: bool,
+        ended: Callable[[_Connection], None],
     ) -> None:
         self._peer = peer
         self._pages = pages
+        self._door = door
+        self._scheme = "http"
+        self._cut = False
         self._refuse = refuse
         self._ended = ended
         self._received = b""
@@ -139,22 +161,25 @@ class _Connection:
     def cut(self) -> None:
         """From another thread: the reads and writes of this connection end at once."""
         self._waits_since_s = None
+        self._cut = True
         with suppress(OSError):
-            self._peer.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(self._peer, socket.SHUT_RDWR)  # not that of TLS, which may be in use there
 
     def _run(self) -> None:
         try:
-            with self._peer:
+            if self._peer.family != socket.AF_UNIX:
                 self._peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._serve()
+            self._serve()
         except OSError:
             pass  # the peer left
         finally:
+            self._peer.close()
             self._ended(self)
 
     def _serve(self) -> None:
         deadline_s = time.monotonic() + (_REFUSAL_S if self._refuse else _REQUEST_S)
-        keep_alive = True
+        context = self._door.tls() if self._door else None
+        keep_alive = context is None or self._shakes_hands(context, deadline_s)
         while keep_alive:
             try:
                 request = self._next(deadline_s)
@@ -168,7 +193,26 @@ class _Connection:
             self._send(answer, body=request.method != "HEAD", keep_alive=keep_alive)
             self._kept = True
             deadline_s = time.monotonic() + _IDLE_S
-        self._linger()
+        if self._kept:
+            self._linger()
+
+    def _shakes_hands(self, context: ssl.SSLContext, deadline_s: float) -> bool:
+        """False when the peer wants no TLS."""
+        self._waits_since_s = time.monotonic()  # one that is slow with this makes room for others
+        self._peer.settimeout(_left(deadline_s))
+        first = self._peer.recv(1, socket.MSG_PEEK)
+        if first != _TLS_HANDSHAKE:
+            if first:
+                self._send(_NOT_TLS, body=True, keep_alive=False)
+                self._linger()
+            return False
+        self._peer = peer = context.wrap_socket(self._peer, server_side=True, do_handshake_on_connect=False)
+        if self._cut:  # while it changed hands
+            return False
+        peer.settimeout(_left(deadline_s))
+        peer.do_handshake()
+        self._scheme, self._waits_since_s = "https", None
+        return True
 
     def _next(self, deadline_s: float) -> Request | None:
         """None when the peer closed the connection, or kept it without a word. Raises RefusedRequest."""
@@ -194,7 +238,8 @@ class _Connection:
 
     def _answer(self, request: Request) -> Answer:
         try:
-            return self._pages(request, _own_address(self._peer))
+            refusal = self._door.refusal(request) if self._door else None
+            return refusal or self._pages(request, f"{self._scheme}://{own_address(self._peer)}")
         except Exception:  # noqa: BLE001 - one page that fails does not end the connection, and its log line has the traceback
             _LOG.exception("answering %s", request.path)
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"this is a bug, the log of the agent has it\n")
@@ -206,7 +251,8 @@ class _Connection:
         self._linger()
 
     def _send(self, answer: Answer, *, body: bool, keep_alive: bool) -> None:
-        head = http_head.render(answer, keep_alive=keep_alive, date=formatdate(usegmt=True))
+        more: Mapping[str, str] = self._door.headers() if self._door else {}
+        head = http_head.render(answer, more, keep_alive=keep_alive, date=formatdate(usegmt=True))
         rest = memoryview(head + answer.body if body else head)
         deadline_s = time.monotonic() + _ANSWER_S
         while rest:
@@ -219,8 +265,12 @@ class _Connection:
 
     def _linger(self) -> None:
         """A socket that is closed with unread bytes is reset, and the answer is lost with it."""
-        self._peer.shutdown(socket.SHUT_WR)
         deadline_s = time.monotonic() + _LINGER_S
+        if isinstance(self._peer, ssl.SSLSocket):  # whose own farewell says that nothing was cut off
+            self._peer.settimeout(_LINGER_S)
+            with suppress(OSError, ValueError):
+                self._peer.unwrap()
+        self._peer.shutdown(socket.SHUT_WR)
         with suppress(TimeoutError):
             while self._receive(deadline_s):
                 pass
@@ -231,47 +281,3 @@ def _left(deadline_s: float) -> float:
     if left_s <= 0:
         raise TimeoutError
     return left_s
-
-
-def _own_address(peer: socket.socket) -> str:
-    """`192.0.2.7:9440` or `[2001:db8::7]:9440`: where the peer reached this server."""
-    host, port = peer.getsockname()[:2]
-    address = ipaddress.ip_address(str(host).partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        mapped = address.ipv4_mapped
-        return f"{mapped}:{port}" if mapped else f"[{address}]:{port}"
-    return f"{address}:{port}"
-
-
-def _listen(address: str, port: int) -> socket.socket:
-    with ExitStack() as stack:
-        try:
-            listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-            stack.callback(listener.close)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if listener.family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # `::` is every address of the host
-            listener.bind((address, port))
-            listener.listen(64)
-            listener.setblocking(False)
-        except OSError as error:
-            raise _told(error, address, port) from error
-        stack.pop_all()
-    return listener
-
-
-def _told(error: OSError, address: str, port: int) -> WebError:
-    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    match error.errno:
-        case errno.EADDRINUSE:
-            hint = f"`ss -ltnp 'sport = :{port}'` names the program; or choose another `port` in [metrics]"
-            return WebError(f"cannot serve metrics on {where}: the port is in use", hint=hint)
-        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
-            hint = "`ip address` lists the addresses of this host; `0.0.0.0` in [metrics] is all of them"
-            return WebError(f"cannot serve metrics on {where}: not an address of this host", hint=hint)
-        case errno.EACCES | errno.EPERM:
-            hint = "choose a `port` from 1024 on in [metrics]"
-            return WebError(f"cannot serve metrics on {where}: not allowed", hint=hint)
-        case _:
-            hint = "see `address` and `port` in [metrics] of the configuration"
-            return WebError(f"cannot serve metrics on {where}: {error.strerror}", hint=hint)
