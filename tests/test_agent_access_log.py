@@ -10,11 +10,14 @@ import pytest
 from appliance_agent.access_log import (
     Access,
     Event,
+    Line,
     LoadBegan,
     LoadFailed,
     ModelLoad,
     Offload,
     Parser,
+    Result,
+    Source,
     Timing,
     Truncated,
     parse_duration,
@@ -26,6 +29,10 @@ EVAL = "slot print_timing: id  0 | task 7 |        eval time =    5729.20 ms /  
 
 
 def parsed(*lines: str) -> list[Event]:
+    return [found.event for found in read(*lines) if found.event]
+
+
+def read(*lines: str) -> list[Line]:
     return list(Parser().feed("".join(f"{line}\n" for line in lines).encode()))
 
 
@@ -101,10 +108,9 @@ def test_a_timing_without_prefix_is_read_too() -> None:
     ],
 )
 def test_a_line_that_goes_on_otherwise_is_counted(line: str) -> None:
-    parser = Parser()
+    found = read(line)[0]
 
-    assert list(parser.feed(f"{line}\n".encode())) == []
-    assert parser.malformed == 1
+    assert (found.result, found.event) == (Result.MALFORMED, None)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +127,9 @@ def test_a_line_that_goes_on_otherwise_is_counted(line: str) -> None:
     ],
 )
 def test_a_line_of_another_kind_is_nothing(line: str) -> None:
-    parser = Parser()
+    found = Parser().line(line.encode("utf-8", "surrogateescape"))
 
-    assert list(parser.feed(line.encode("utf-8", "surrogateescape") + b"\n")) == []
-    assert parser.malformed == 0
+    assert (found.result, found.event) == (Result.IGNORED, None)
 
 
 def test_a_line_without_an_end_does_not_grow_for_ever() -> None:
@@ -132,7 +137,9 @@ def test_a_line_without_an_end_does_not_grow_for_ever() -> None:
     for _ in range(100):
         list(parser.feed(b"x" * 10_000))
 
-    assert list(parser.feed(f"\n{gin()}\n".encode())) == [Access(200, 0.0123, "172.17.0.1", "POST", "/api/chat")]
+    last = list(parser.feed(f"\n{gin()}\n".encode()))[-1]
+
+    assert last.event == Access(200, 0.0123, "172.17.0.1", "POST", "/api/chat")
 
 
 @pytest.mark.parametrize(
@@ -148,12 +155,13 @@ def test_durations_are_gos(text: str, seconds: float | None) -> None:
 def test_recorded_logs_are_understood_however_they_are_cut(path: Path) -> None:
     data = path.read_bytes()
     whole, cut = Parser(), Parser()
-    events = list(whole.feed(data))
-    pieces = [event for start in range(0, len(data), 7) for event in cut.feed(data[start : start + 7])]
-    kinds = Counter(type(event) for event in events)
+    lines = list(whole.feed(data))
+    pieces = [line for start in range(0, len(data), 7) for line in cut.feed(data[start : start + 7])]
+    kinds = Counter(type(line.event) for line in lines)
 
-    assert pieces == events
-    assert whole.malformed == 0
+    assert pieces == lines
+    assert {line.result for line in lines} == {Result.MATCHED, Result.IGNORED}
+    assert {line.source for line in lines} == set(Source)
     assert kinds[Access] == sum(line.startswith(b"[GIN]") for line in data.splitlines())
     assert kinds[LoadBegan] >= kinds[ModelLoad] > 0
     assert kinds[LoadFailed] > 0

@@ -1,8 +1,8 @@
 """What an Ollama container's log says, sans I/O: bytes or lines in, events out. Knows no wording that it can do without.
 
 Access lines come from gin (stdout, at the end of a request), timings from llama-server (stderr, Ollama 0.30 and newer),
-loads and truncations from Ollama itself. A line that is none of these is nothing; one that begins like these and goes
-on otherwise is counted as malformed.
+loads and truncations from Ollama itself. A line that is none of these is ignored; one that begins like these and goes
+on otherwise is malformed. No line raises anything, and no number in one is believed beyond what a server could mean.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Final
 
 INFERENCE: Final = frozenset(
@@ -23,19 +24,35 @@ _LINE_BYTES_MAX: Final = 64 * 1024
 _TASKS_MAX: Final = 64
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _ACCESS = re.compile(
-    r"\[GIN\] \d{4}/\d\d/\d\d - \d\d:\d\d:\d\d \|\s*(\d{3})\s*\|\s*(\S+)\s*\|\s*(\S*)\s*\|\s*([A-Z]+)\s+\"(.*)\"\s*"
+    r"\[GIN\] \d{4}/\d\d/\d\d - \d\d:\d\d:\d\d \|\s*(\d{3})\s*\|\s*(\S+)\s*\|\s*(\S*)\s*\|\s*(\S+)\s+\"(.*)\"\s*"
 )
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)(ns|µs|us|ms|s))?")
+_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m(?!s))?(?:([\d.]{1,20})(ns|µs|us|ms|s))?")
 _UNITS: Final = {"ns": 1e-9, "µs": 1e-6, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 _TIMING = re.compile(r"(?:slot\s+print_timing: id\s+(-?\d+) \| task (-?\d+) \|)?\s*(prompt eval|eval) time =(.*)")
-_FIGURES = re.compile(r"\s*([\d.]+) ms /\s*(\d+) (?:tokens|runs)")
-_STARTED = re.compile(r'msg="(?:llama runner|llama-server) started in (\d+(?:\.\d+)?) seconds"')
+_FIGURES = re.compile(r"\s*([\d.]{1,20}) ms /\s*(\d{1,9}) (?:tokens|runs)\b")
+_STARTED = re.compile(r'msg="(?:llama runner|llama-server) started in (\d{1,9}(?:\.\d{1,9})?) seconds"')
 _STARTING = re.compile(r'msg="starting (?:runner|llama server|llama-server)".* --model ')
 _FAILED = re.compile(
     r'msg="(?:NewLlamaServer failed|Load failed|error loading llama server|failed to load model metadata)".*?error=(?:"((?:[^"\\]|\\.)*)"|(\S+))'
 )
-_TRUNCATING = re.compile(r'msg="truncating input prompt" limit=(\d+) prompt=(\d+)')
-_OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
+_TRUNCATING = re.compile(r'msg="truncating input prompt" limit=(\d{1,9}) prompt=(\d{1,9})\b')
+_OFFLOADED = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")
+
+
+class Source(Enum):
+    """Who wrote a line. Exported as a metric label."""
+
+    GIN = "gin"
+    OLLAMA = "ollama"
+    RUNNER = "runner"  # and whatever else
+
+
+class Result(Enum):
+    """What became of a line. Exported as a metric label."""
+
+    MATCHED = "matched"
+    IGNORED = "ignored"
+    MALFORMED = "malformed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,72 +119,88 @@ class Truncated:
 Event = Access | Timing | LoadBegan | ModelLoad | LoadFailed | Offload | Truncated
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    source: Source
+    result: Result
+    event: Event | None = None  # a line may be a part of one only
+
+
+_LINES: Final = {(source, result): Line(source, result) for source in Source for result in Result}
+
+
 @dataclass(slots=True)
 class Parser:
     """Of one container. Streams that are read apart need a parser each, or are fed line by line."""
 
-    malformed: int = 0
     _rest: bytes = b""
     _prompts: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict[tuple[str, str], tuple[int, float]])
     _load_told: bool = False
 
-    def feed(self, chunk: bytes) -> Iterator[Event]:
+    def feed(self, chunk: bytes) -> Iterator[Line]:
         """Lines may be cut anywhere. What is too long for a line of these is dropped."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         self._rest = self._rest[:_LINE_BYTES_MAX]
         for line in lines:
-            yield from self.line(line)
+            yield self.line(line)
 
-    def line(self, line: bytes) -> Iterator[Event]:
+    def line(self, line: bytes) -> Line:
         text = line.decode("utf-8", "replace").rstrip("\r\n")
-        event = self._event(_ANSI.sub("", text) if "\x1b" in text else text)
-        if event is not None:
-            yield event
+        if "\x1b" in text:
+            text = _ANSI.sub("", text)
+        source = _source(text)
+        found = self._found(source, text)
+        return _LINES[source, found] if isinstance(found, Result) else Line(source, Result.MATCHED, found)
 
-    def _event(self, text: str) -> Event | None:
-        if text.startswith("[GIN]"):
-            return self._or_malformed(_access(text))
-        if "eval time =" in text:
-            return self._timing(text)
-        if text.startswith("time="):
+    def _found(self, source: Source, text: str) -> Event | Result:
+        if source is Source.GIN:
+            return (_access(text) or Result.MALFORMED) if text.startswith("[GIN]") else Result.IGNORED
+        if source is Source.OLLAMA:
             return self._of_ollama(text)
+        if "eval time =" in text:
+            return self._timing(text) if "llama_perf" not in text else Result.IGNORED  # sums of a whole context
         if "truncated = 1" in text:
             return Truncated()
-        match = _OFFLOADED.search(text)
-        return Offload(int(match[1]), int(match[2])) if match else None
+        return _offload(text) or Result.IGNORED
 
-    def _timing(self, text: str) -> Timing | None:
+    def _timing(self, text: str) -> Timing | Result:
         match = _TIMING.search(text)
         figures = _FIGURES.match(match[4]) if match else None
         milliseconds = _number(figures[1]) if figures else None
         if match is None or figures is None or milliseconds is None:
-            self.malformed += 1
-            return None
+            return Result.MALFORMED
         task, tokens, seconds = (match[1] or "", match[2] or ""), int(figures[2]), milliseconds / 1000
         if match[3] == "prompt eval":
             if len(self._prompts) >= _TASKS_MAX:
                 self._prompts.clear()
             self._prompts[task] = (tokens, seconds)
-            return None
+            return Result.MATCHED
         prompt_tokens, prompt_s = self._prompts.pop(task, (0, 0.0))
         return Timing(prompt_tokens, prompt_s, tokens, seconds)
 
-    def _of_ollama(self, text: str) -> Event | None:
+    def _of_ollama(self, text: str) -> Event | Result:
         if _STARTING.search(text):
             self._load_told = False
             return LoadBegan()
         if match := _STARTED.search(text):
             told, self._load_told = self._load_told, True  # some versions say it twice
-            return None if told else ModelLoad(float(match[1]))
+            return Result.MATCHED if told else ModelLoad(float(match[1]))
         if match := _FAILED.search(text):
             return LoadFailed((match[1] or match[2] or "").replace('\\"', '"'))
         if match := _TRUNCATING.search(text):
             return Truncated(prompt_tokens=int(match[2]), limit_tokens=int(match[1]))
-        return None
+        return _offload(text) or Result.IGNORED
 
-    def _or_malformed(self, event: Event | None) -> Event | None:
-        self.malformed += event is None
-        return event
+
+def _source(text: str) -> Source:
+    if text.startswith("[GIN"):
+        return Source.GIN
+    return Source.OLLAMA if text.startswith("time=") else Source.RUNNER
+
+
+def _offload(text: str) -> Offload | None:
+    match = _OFFLOADED.search(text) if "offloaded " in text else None
+    return Offload(int(match[1]), int(match[2])) if match else None
 
 
 def parse_duration(text: str) -> float | None:

@@ -106,6 +106,8 @@ class _Talk:
             longest_gap_s=self._longest_gap_s,
             tokens=done.answer_tokens if done else 0,
             tokens_per_s=done.tokens_per_s if done else None,
+            answer_s=done.answer_s if done else None,
+            prompt_s=done.prompt_s if done else 0.0,
             load_s=done.load_s if done else 0.0,
         )
 

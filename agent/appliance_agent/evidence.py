@@ -40,6 +40,8 @@ class Canary:
     longest_gap_s: float | None = None  # between two pieces
     tokens: int = 0  # eval_count
     tokens_per_s: float | None = None
+    answer_s: float | None = None  # eval_duration; None: no end was heard. The log says the same of the same request
+    prompt_s: float = 0.0  # prompt_eval_duration
     load_s: float = 0.0  # load_duration: over a second means that the canary had to load the model
     alone: bool = True  # nobody else was served meanwhile, so its speed is the slot's own
 
@@ -65,6 +67,10 @@ class Evidence:
     loaded: bool | None = None  # /api/ps lists the model; None: not asked yet
     model_bytes: int = 0  # `size` of /api/ps
     vram_bytes: int = 0  # `size_vram`, an estimate before Ollama 0.30
+    context_tokens: int = 0  # `context_length`, not told before Ollama 0.6
+    expires_wall_s: float | None = None  # None: the model stays
+    others_bytes: int | None = None  # `size` of all other models that are listed; None: there are none
+    others_vram_bytes: int = 0
     load: Load | None = None  # the preload that runs or was last
     # our own requests
     canary: Running | None = None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Final, cast
 
 from appliance_agent.access_log import MARK
@@ -15,11 +17,15 @@ from appliance_agent.http import Cancel, ExchangeError, Http, Server
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What `/api/ps` says of the server's model."""
+    """What `/api/ps` says of the server's model, and of all others together."""
 
-    loaded: bool
+    loaded: bool = False
     model_bytes: int = 0
     vram_bytes: int = 0
+    context_tokens: int = 0
+    expires_wall_s: float | None = None  # None: it stays
+    others_bytes: int | None = None  # None: there are none
+    others_vram_bytes: int = 0
 
 
 class NoAnswerError(Exception):
@@ -27,6 +33,7 @@ class NoAnswerError(Exception):
 
 
 _LIBRARY: Final = "registry.ollama.ai/"
+_NEVER_S: Final = 10 * 365 * 86400.0
 
 
 def version(http: Http, server: Server, *, cancel: Cancel, silence_s: float) -> str:
@@ -39,11 +46,42 @@ def loaded(http: Http, server: Server, *, cancel: Cancel, silence_s: float) -> L
     models = _document(http, server, "/api/ps", cancel, silence_s).get("models")
     if not isinstance(models, list):
         raise NoAnswerError("`/api/ps` lists no models")
+    found = Loaded()
     for model in cast("list[object]", models):
         row = cast("dict[str, object]", model) if isinstance(model, dict) else {}
         if _full(server.model) in {_full(str(row.get("name"))), _full(str(row.get("model")))}:
-            return Loaded(loaded=True, model_bytes=_count(row.get("size")), vram_bytes=_count(row.get("size_vram")))
-    return Loaded(loaded=False)
+            found = _with_own(found, row)
+        else:
+            found = _with_other(found, row)
+    return found
+
+
+def _with_own(found: Loaded, row: Mapping[str, object]) -> Loaded:
+    return replace(
+        found,
+        loaded=True,
+        model_bytes=_count(row.get("size")),
+        vram_bytes=_count(row.get("size_vram")),
+        context_tokens=_count(row.get("context_length")),
+        expires_wall_s=_expiry(row.get("expires_at"), time.time()),
+    )
+
+
+def _with_other(found: Loaded, row: Mapping[str, object]) -> Loaded:
+    return replace(
+        found,
+        others_bytes=(found.others_bytes or 0) + _count(row.get("size")),
+        others_vram_bytes=found.others_vram_bytes + _count(row.get("size_vram")),
+    )
+
+
+def _expiry(value: object, now_s: float) -> float | None:
+    """Since the epoch. With `keep_alive: -1` it is some 290 years from now, which is to say never."""
+    try:
+        at_s = datetime.fromisoformat(str(value)).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
+    return at_s if 0 < at_s < now_s + _NEVER_S else None
 
 
 def preload(http: Http, server: Server, *, started_s: float, cancel: Cancel) -> Load:
@@ -94,4 +132,4 @@ def _full(name: str) -> str:
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and value > 0 else 0

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from appliance_agent.access_log import Event
+from appliance_agent.access_log import Event, Result, Source
 from appliance_agent.config import HealthConfig
 from appliance_agent.evidence import Canary, Evidence
 from appliance_agent.gpus import GpuSnapshot
@@ -37,6 +37,7 @@ class Watch:
         server_port: int = 11434,
         on_canary: Callable[[int, Canary], None] | None = None,
         on_access: Callable[[int, Event], None] | None = None,
+        on_line: Callable[[Source, Result], None] | None = None,
     ) -> None:
         self._config = config
         self._gpus = gpus
@@ -52,6 +53,7 @@ class Watch:
             self._nudged.set,
             on_canary or _nothing,
             on_access or _nothing,
+            on_line or _nothing,
         )
         self._targets: tuple[Target, ...] = ()
         self._closely: frozenset[int] = frozenset()
@@ -76,10 +78,6 @@ class Watch:
 
     def evidence(self) -> Mapping[int, Evidence]:
         return {slot: watched.evidence for slot, watched in self._watched.items()}
-
-    def malformed_lines(self) -> Mapping[int, int]:
-        """Log lines by slot that began like one of Ollama's and went on otherwise."""
-        return {slot: watched.malformed_lines for slot, watched in self._watched.items()}
 
     def close(self) -> None:
         self._closed = True
@@ -149,7 +147,7 @@ class Watch:
         return self._spreads[slot][1]
 
 
-def _nothing(_slot: int, _what: object) -> None:
+def _nothing(_of: object, _what: object) -> None:
     pass
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from appliance_agent import canary, preload
-from appliance_agent.access_log import Access, Event, Parser, Timing
+from appliance_agent.access_log import Access, Event, Parser, Result, Source, Timing
 from appliance_agent.canary import Question
 from appliance_agent.config import HealthConfig
 from appliance_agent.due import AT_ONCE, YOUNG_S, due_s, is_hopeless, is_left_out, is_questionable, was_alone
@@ -17,7 +17,7 @@ from appliance_agent.evidence import Canary, Evidence, Load, Outcome, Running
 from appliance_agent.gpus import GpuSnapshot
 from appliance_agent.http import Broken, Cancel, ExchangeError, Http, Meter, Server
 from appliance_agent.log_tail import Sink
-from appliance_agent.own_lines import OwnLines
+from appliance_agent.own_lines import OwnLines, Told
 from appliance_agent.ports import Target, Wake
 from appliance_agent.procfs import Processes
 from appliance_agent.sight import Sight
@@ -46,7 +46,8 @@ class Around:
     wake: Wake  # the loop
     nudge: Callable[[], None]  # the thread that decides when to ask
     on_canary: Callable[[int, Canary], None]
-    on_access: Callable[[int, Event], None]
+    on_access: Callable[[int, Event], None]  # what the log says, without our own requests
+    on_line: Callable[[Source, Result], None]
 
 
 class Watched:
@@ -72,10 +73,6 @@ class Watched:
     def evidence(self) -> Evidence:
         return self._evidence
 
-    @property
-    def malformed_lines(self) -> int:
-        return self._parser.malformed
-
     def start(self) -> None:
         self._tail = self._around.follow(self.target.container_id, self._line)
 
@@ -90,6 +87,7 @@ class Watched:
             self._tail.close()
         if self._asker:
             self._asker.join(10)
+        self._count(self._own.overdue(float("inf")))
 
     # --- the deciding thread -----------------------------------------------------------------------------------------
 
@@ -101,6 +99,10 @@ class Watched:
         )
         if is_hopeless(self._evidence, self.config, now_s):
             self._cancel()
+        if self._own.holds:
+            with self._lock:
+                free = self._own.overdue(now_s)
+            self._count(free)
 
     def due_s(self, spread: float) -> float:
         return due_s(self._evidence, self.config, asked_s=self._asked_s, spread=spread)
@@ -164,7 +166,14 @@ class Watched:
             return True if error.how is Broken.TIMEOUT and before.loaded else None
         self._answered(
             lambda evidence: replace(
-                evidence, loaded=state.loaded, model_bytes=state.model_bytes, vram_bytes=state.vram_bytes
+                evidence,
+                loaded=state.loaded,
+                model_bytes=state.model_bytes,
+                vram_bytes=state.vram_bytes,
+                context_tokens=state.context_tokens,
+                expires_wall_s=state.expires_wall_s,
+                others_bytes=state.others_bytes,
+                others_vram_bytes=state.others_vram_bytes,
             )
         )
         return state.loaded
@@ -179,10 +188,13 @@ class Watched:
 
     def _canary(self, cancel: Cancel) -> None:
         config = self.config
-        self._own.began(config.canary_tokens)
+        with self._lock:
+            self._own.began(time.monotonic(), config.canary_tokens)
         question = Question(config.canary_prompt, config.canary_tokens)
         ended = canary.ask(self._around.http, self._server, question, progress=self._heard, cancel=cancel)
-        self._own.ended(ended.ended_s)
+        with self._lock:
+            users = self._own.ended(ended)
+        self._count(users)
         self._update(lambda before: _with(before, replace(ended, alone=was_alone(before, ended))))
         if not self._closed:
             self._around.on_canary(self.target.slot, ended)
@@ -212,22 +224,28 @@ class Watched:
 
     # --- the log's thread --------------------------------------------------------------------------------------------
 
-    def _line(self, line: bytes) -> None:
+    def _line(self, text: bytes) -> None:
         now_s = time.monotonic()
-        events = list(self._parser.line(line))
-        if not any(isinstance(event, Access) for event in events):
+        line = self._parser.line(text)
+        self._around.on_line(line.source, line.result)
+        if not isinstance(line.event, Access):
             self._update(lambda before: replace(before, progress_s=now_s))
-        for event in events:
+        if line.event is not None:
             with self._lock:
-                ours = self._own.is_ours(event, now_s)
-                if not ours:
-                    self._evidence = self._with_event(self._evidence, event, now_s)
-            if not ours and not self._closed:
-                self._around.on_access(self.target.slot, event)
+                is_users = self._own.is_users(line.event, now_s)
+            self._count([(now_s, line.event)] if is_users else [])
+
+    def _count(self, users: Sequence[Told]) -> None:
+        """A canary that ends may say of lines that came a moment ago that they are users'."""
+        for at_s, event in users:
+            with self._lock:
+                self._evidence = self._with_event(self._evidence, event, at_s)
+            self._around.on_access(self.target.slot, event)
 
     def _with_event(self, before: Evidence, event: Event, now_s: float) -> Evidence:
         if isinstance(event, Timing):
-            return replace(before, answer_line_s=now_s) if event.answer_tokens else before
+            newest_s = max(now_s, before.answer_line_s or now_s)
+            return replace(before, answer_line_s=newest_s) if event.answer_tokens else before
         if not isinstance(event, Access):
             return before
         self._sight.leave_out(event)
