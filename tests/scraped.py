@@ -7,11 +7,19 @@ import re
 import snapshots
 from prometheus_client.parser import text_string_to_metric_families
 
+from appliance_agent.access_log import Access, LoadFailed, ModelLoad, Offload, Result, Source, Timing, Truncated
 from appliance_agent.events import Events
 from appliance_agent.evidence import Outcome
 from appliance_agent.exposition import Exposition
 from appliance_agent.snapshot import Snapshot
 
+TRAFFIC = (
+    ModelLoad(7.25), Offload(64, 65), LoadFailed("no memory"), Truncated(5000, 4096),
+    Access(200, 3.5, "10.0.0.7", "POST", "/api/chat"), Access(200, 0.75, "10.0.0.7", "POST", "/v1/chat/completions"),
+    Access(503, 0.001, "10.0.0.7", "POST", "/api/chat"), Access(404, 0.001, "10.0.0.7", "POST", "/api/chat"),
+    Access(418, 0.001, "10.0.0.7", "POST", "/api/embed"), Access(200, 0.001, "10.0.0.7", "GET", "/api/tags"),
+    Timing(120, 0.5, 96, 2.375), Timing(5, 0.25, 1, 0.0),
+)  # fmt: skip
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -64,6 +72,10 @@ def probed(scraped: Scraped) -> Scraped:
     for slot in (0, 1):
         scraped.events.canary(slot, snapshots.canary(speed=41.5 - 20 * slot))
     scraped.events.canary(2, snapshots.canary(outcome=Outcome.TIMEOUT))
+    for event in TRAFFIC:
+        scraped.events.traffic.event(1, event)
+    scraped.events.traffic.line(Source.GIN, Result.MATCHED)
+    scraped.events.traffic.line(Source.RUNNER, Result.IGNORED)
     scraped.events.tick(0.002, 0.0)
     scraped.events.tick(0.3, 1.5)
     return scraped

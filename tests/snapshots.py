@@ -120,6 +120,9 @@ def evidence(index: int) -> Evidence:
         answered_s=NOW.mono_s - 1,
         ollama_version="0.13.5",
         loaded=True,
+        model_bytes=(22 + index) * GIB,
+        vram_bytes=22 * GIB,
+        context_tokens=8192,
         canaries=(canary(ended_s=NOW.mono_s - 14), canary(speed=41.5 - index / 10)),
     )
 
@@ -222,6 +225,7 @@ def bad_night() -> Snapshot:
     }
     evidence_seen = dict(base.evidence)
     del evidence_seen[3], evidence_seen[5], evidence_seen[6]
+    evidence_seen[0] = replace(evidence(0), expires_wall_s=NOW.wall_s + 240, others_bytes=GIB, others_vram_bytes=0)
     evidence_seen[1] = replace(evidence(1), canaries=(canary(speed=19.3),))
     evidence_seen[2] = replace(evidence(2), canaries=(canary(ended_s=NOW.mono_s - 40), canary(outcome=Outcome.TIMEOUT)))
     return replace(

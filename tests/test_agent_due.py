@@ -1,4 +1,4 @@
-"""When a server is asked, when users' traffic makes it needless, and whose log lines are whose."""
+"""When a server is asked, when users' traffic makes it needless."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
-from appliance_agent.access_log import MARK, Access, Event, Timing
 from appliance_agent.config import HealthConfig
 from appliance_agent.due import AT_ONCE, due_s, is_hopeless, is_left_out, is_questionable, is_troubled, was_alone
 from appliance_agent.evidence import Canary, Evidence, Load, Outcome, Running
-from appliance_agent.own_lines import OwnLines
 
 CONFIG = HealthConfig(canary_interval_s=10, first_token_s=8, fresh_s=10, silent_s=300)
 NEW = Evidence("c1", watched_since_s=0.0, loaded=True)
@@ -94,33 +92,6 @@ def test_users_speak_for_a_server_for_a_while(evidence: Evidence, left_out: bool
 )
 def test_a_canary_is_given_up_only_when_nothing_has_moved_for_long(evidence: Evidence, hopeless: bool) -> None:
     assert is_hopeless(evidence, CONFIG, now_s=1000.0) is hopeless
-
-
-def access(query: str = "", path: str = "/api/chat") -> Access:
-    return Access(200, 0.1, "172.17.0.1", "POST", path, query)
-
-
-@pytest.mark.parametrize(
-    ("event", "ours"),
-    [(access(MARK), True), (access(MARK, "/api/ps"), True), (access(), False), (access(f"x&{MARK}"), False)],
-)
-def test_the_mark_tells_our_requests_from_users(event: Event, ours: bool) -> None:
-    assert OwnLines().is_ours(event, 0.0) is ours
-
-
-def test_each_canary_takes_one_short_timing_off() -> None:
-    short, long = Timing(5, 0.1, 9, 0.1), Timing(5, 0.1, 10, 0.1)
-    own = OwnLines()
-    before = own.is_ours(short, 9.0)
-    own.began(8)
-    during = [own.is_ours(event, 10.0) for event in (long, short, short)]
-    own.began(8)
-    own.ended(20.0)
-    after = [own.is_ours(short, now_s) for now_s in (22.5, 21.0, 21.5)]
-
-    assert before is False
-    assert during == [False, True, False]
-    assert after == [False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import snapshots
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.registry import Collector
 from scraped import Scraped, probed, series, with_probes, without_process
 
 from appliance_agent.catalogue import CATALOGUE, render_markdown
@@ -25,22 +26,16 @@ from appliance_agent.snapshot import Snapshot
 ROOT = Path(__file__).parent.parent
 # Of the catalogue, and not emitted yet: this list only shrinks.
 TO_COME = {
-    "generated_tokens_total", "generation_seconds_total", "gpu_busy_seconds_total", "gpu_clock_event_active",
-    "gpu_clock_event_seconds_total", "gpu_clock_hertz", "gpu_clock_max_hertz", "gpu_collect_duration_seconds",
-    "gpu_collect_errors_total", "gpu_dram_active_ratio", "gpu_ecc_errors_lifetime_total",
-    "gpu_ecc_errors_total", "gpu_memory_activity_ratio", "gpu_memory_reserved_bytes", "gpu_mig_enabled",
-    "gpu_nvlink_errors_total", "gpu_nvlink_receive_bytes_total", "gpu_nvlink_transmit_bytes_total",
-    "gpu_pcie_link_generation", "gpu_pcie_link_generation_max", "gpu_pcie_link_lanes",
-    "gpu_pcie_link_lanes_max", "gpu_pcie_receive_bytes_total", "gpu_pcie_replays_total",
-    "gpu_pcie_transmit_bytes_total", "gpu_performance_state", "gpu_persistence_enabled",
-    "gpu_process_memory_bytes", "gpu_processes", "gpu_remapped_rows_total", "gpu_retired_pages_pending",
-    "gpu_retired_pages_total", "gpu_row_remap_failed", "gpu_row_remap_pending", "gpu_sm_active_ratio",
-    "gpu_tensor_active_ratio", "gpu_thermal_margin_celsius", "log_lines_total", "model_context_tokens",
-    "model_expiry_timestamp_seconds", "model_gpu_layers", "model_layers", "model_load_failures_total",
-    "model_load_seconds", "model_size_bytes", "model_vram_bytes", "nvml_process_cpu_seconds_total",
-    "nvml_process_resident_memory_bytes", "prompt_processing_seconds_total", "prompt_tokens_total",
-    "prompts_truncated_total", "request_duration_seconds", "requests_total",
-    "time_per_output_token_seconds",
+    "gpu_busy_seconds_total", "gpu_clock_event_active", "gpu_clock_event_seconds_total", "gpu_clock_hertz",
+    "gpu_clock_max_hertz", "gpu_collect_duration_seconds", "gpu_collect_errors_total", "gpu_dram_active_ratio",
+    "gpu_ecc_errors_lifetime_total", "gpu_ecc_errors_total", "gpu_memory_activity_ratio",
+    "gpu_memory_reserved_bytes", "gpu_mig_enabled", "gpu_nvlink_errors_total", "gpu_nvlink_receive_bytes_total",
+    "gpu_nvlink_transmit_bytes_total", "gpu_pcie_link_generation", "gpu_pcie_link_generation_max",
+    "gpu_pcie_link_lanes", "gpu_pcie_link_lanes_max", "gpu_pcie_receive_bytes_total", "gpu_pcie_replays_total",
+    "gpu_pcie_transmit_bytes_total", "gpu_performance_state", "gpu_persistence_enabled", "gpu_process_memory_bytes",
+    "gpu_processes", "gpu_remapped_rows_total", "gpu_retired_pages_pending", "gpu_retired_pages_total",
+    "gpu_row_remap_failed", "gpu_row_remap_pending", "gpu_sm_active_ratio", "gpu_tensor_active_ratio",
+    "gpu_thermal_margin_celsius", "nvml_process_cpu_seconds_total", "nvml_process_resident_memory_bytes",
 }  # fmt: skip
 NOT_IDENTITY = {
     "gpu", "uuid", "state", "reason", "sensor", "action", "xid", "interval", "domain", "error", "cause", "owner", "model", "api",
@@ -70,13 +65,18 @@ def test_promtool_finds_nothing(name: str) -> None:
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
+def _collectors(scraped: Scraped) -> list[Collector]:
+    events = scraped.events
+    return [MirrorCollector(lambda: scraped.snapshot), events.traffic, *events.probes, *events.ticks]
+
+
 @pytest.mark.parametrize("name", ["good_night", "bad_night", "without_gpus", "unknown", "in_groups", "mig"])
 def test_prometheus_client_would_say_the_same(name: str) -> None:
     make: Callable[[], Snapshot] = getattr(snapshots, name)
     scraped = probed(Scraped(make()))
     ours = {key: value for key, value in scraped.series().items() if key[0].startswith("appliance_")}
     registry = CollectorRegistry()
-    for collector in (MirrorCollector(lambda: scraped.snapshot), *scraped.events.probes, *scraped.events.ticks):
+    for collector in _collectors(scraped):
         registry.register(collector)
 
     theirs = {
@@ -204,8 +204,8 @@ def test_scrapes_and_probes_at_the_same_time_lose_nothing() -> None:
     assert (counts["0"], counts["1"], counts["2"]) == (200, 200, 400)
 
 
-def test_eight_gpus_are_fewer_than_a_thousand_series() -> None:
-    assert len(with_probes().series()) < 1000
+def test_eight_gpus_are_fewer_than_three_thousand_series() -> None:
+    assert len(with_probes().series()) < 3000
 
 
 def test_a_canary_that_failed_after_its_first_token_still_tells_when_that_came() -> None:

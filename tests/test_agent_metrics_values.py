@@ -9,7 +9,7 @@ import pytest
 import snapshots
 from scraped import Scraped, with_probes
 
-from appliance_agent import catalogue, catalogue_gpu
+from appliance_agent import catalogue, catalogue_gpu, catalogue_slots
 from appliance_agent.evidence import Outcome
 from appliance_agent.gpus import GpuReading, RecoveryAction, Xid
 from appliance_agent.metrics import XidTally
@@ -22,6 +22,7 @@ def test_before_the_first_tick_only_the_process_is_known() -> None:
     assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in names} == {
         catalogue.TICK_DURATION.name,
         catalogue.LOOP_LAG.name,
+        catalogue_slots.LOG_LINES.name,
     }
 
 

@@ -13,6 +13,7 @@ from appliance_agent import catalogue as names
 from appliance_agent import catalogue_slots as of_slot
 from appliance_agent.evidence import Canary, Outcome
 from appliance_agent.metric import Metric
+from appliance_agent.traffic import Traffic
 
 if TYPE_CHECKING:
     from prometheus_client.metrics import MetricWrapperBase
@@ -27,6 +28,7 @@ class Events:
         self._lock = threading.Lock()
         self._slots: frozenset[int] = frozenset()
         self._changes = 0
+        self.traffic = Traffic()
         self._attempts = _counter(of_slot.PROBE_ATTEMPTS)
         self._failures = _counter(of_slot.PROBE_FAILURES)
         self._success = _gauge(of_slot.PROBE_SUCCESS)
@@ -72,6 +74,7 @@ class Events:
     def keep(self, slots: Iterable[int]) -> None:
         """These slots have series, from the first moment on; no others have."""
         wanted = frozenset(slots)
+        self.traffic.keep(wanted)
         if wanted == self._slots:
             return
         with self._lock:

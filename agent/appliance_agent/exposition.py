@@ -7,7 +7,6 @@ two differ in the names that counters have in comments, and in the last line.
 
 from __future__ import annotations
 
-import math
 import platform
 import threading
 import time
@@ -23,14 +22,14 @@ from prometheus_client.registry import Collector
 
 from appliance_agent.events import Events
 from appliance_agent.metric import Kind
-from appliance_agent.metrics import Family, Labels, XidTally, families
+from appliance_agent.metrics import Family, XidTally, families
 from appliance_agent.scrape_format import Format
 from appliance_agent.snapshot import Snapshot
+from appliance_agent.text_format import Labels, beginning, escaped, number
 
 _FRESH_S = 1.0  # the same body is given again for so long while there is no new snapshot
 _GZIP = 16 + zlib.MAX_WBITS
 _END: Final = "# EOF\n"
-LABEL_MAX: Final = 512  # characters of a label's value
 
 Snapshots = Callable[[], Snapshot | None]
 
@@ -121,6 +120,9 @@ class Exposition:
             self._events.keep(slot.plan.index for slot in snapshot.host.slots)
             parts += [self._family(family) for family in self._mirror.families(snapshot)]
         parts += self._probe_parts()
+        parts += [
+            _Rendered(self._head(of.name, of.help, of.kind.value), text) for of, text in self._events.traffic.texts()
+        ]
         parts += self._client_parts([*self._events.ticks, self._process])
         return parts
 
@@ -135,9 +137,9 @@ class Exposition:
         known, used = self._beginnings.get(metric.name, {}), dict[Labels, str]()
         lines: list[str] = []
         for labels, value in family.rows:
-            beginning = known.get(labels) or _beginning(metric.name, metric.labels, labels)
-            used[labels] = beginning
-            lines.append(f"{beginning} {_number(value)}\n")
+            start = known.get(labels) or beginning(metric.name, metric.labels, labels)
+            used[labels] = start
+            lines.append(f"{start} {number(value)}\n")
         self._beginnings[metric.name] = used
         return _Rendered(self._head(metric.name, metric.help, metric.kind.value), "".join(lines))
 
@@ -151,9 +153,9 @@ class Exposition:
                     if sample.name.endswith("_created"):
                         continue
                     labels = (sample.name, *sample.labels.values())
-                    beginning = known.get(labels) or _beginning(sample.name, tuple(sample.labels), labels[1:])
-                    used[labels] = beginning
-                    lines.append(f"{beginning} {_number(sample.value)}\n")
+                    start = known.get(labels) or beginning(sample.name, tuple(sample.labels), labels[1:])
+                    used[labels] = start
+                    lines.append(f"{start} {number(sample.value)}\n")
                 self._beginnings[name] = used
                 yield _Rendered(self._head(name, metric.documentation, metric.type), "".join(lines))
 
@@ -165,35 +167,14 @@ class Exposition:
 
 
 def _head(name: str, meaning: str, kind: str) -> str:
-    escaped = meaning.replace("\\", r"\\").replace("\n", r"\n")
-    return f"# HELP {name} {escaped}\n# TYPE {name} {kind}\n"
+    told = meaning.replace("\\", r"\\").replace("\n", r"\n")
+    return f"# HELP {name} {told}\n# TYPE {name} {kind}\n"
 
 
 def _openmetrics_head(name: str, meaning: str, kind: str) -> str:
     """`_total` belongs to the sample there, not to the family."""
     base = name.removesuffix("_total") if kind == Kind.COUNTER.value else name
-    return f"# HELP {base} {_escaped(meaning)}\n# TYPE {base} {kind}\n"
-
-
-def _beginning(name: str, keys: tuple[str, ...], values: Labels) -> str:
-    if not keys:
-        return name
-    pairs = ",".join(f'{key}="{_escaped(value[:LABEL_MAX])}"' for key, value in zip(keys, values, strict=True))
-    return f"{name}{{{pairs}}}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-
-
-def _number(value: float) -> str:
-    if value == 0:
-        return "0"
-    if value == 1:
-        return "1"
-    if math.isfinite(value):
-        return repr(value)
-    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+    return f"# HELP {base} {escaped(meaning)}\n# TYPE {base} {kind}\n"
 
 
 def _gzip(plain: bytes) -> bytes:

@@ -11,6 +11,7 @@ from appliance_agent import catalogue_slots as of_slot
 from appliance_agent.config import GpuChoice
 from appliance_agent.gpus import GpuReading, RecoveryAction, Xid
 from appliance_agent.metric import Metric
+from appliance_agent.metrics_models import models
 from appliance_agent.slots import Slot
 from appliance_agent.snapshot import Snapshot
 from appliance_agent.states import Reason, State
@@ -57,6 +58,7 @@ def families(snapshot: Snapshot, tally: XidTally, *, python: str) -> Iterator[Fa
     yield from _agent(snapshot, python)
     yield from _neighbours(snapshot)
     yield from _backends(snapshot)
+    yield from (Family(metric, rows) for metric, rows in models(snapshot))
     yield from _gpus(snapshot)
     yield from _xids(snapshot, tally)
 

@@ -117,14 +117,16 @@ class _Neighbourhood:
         gpus.configure(config)
         self._engine = DockerSource(config, wake).start()
         self._stack.callback(self._engine.close)
-        on_canary = self._front.events.canary if self._front else None
+        events = self._front.events if self._front else None
         self._health = Watch(
             config.health,
             follow=log_follower(config.engine.socket),
             gpus=gpus.snapshot,
             wake=wake,
             random=random.random,
-            on_canary=on_canary,
+            on_canary=events.canary if events else None,
+            on_access=events.traffic.event if events else None,
+            on_line=events.traffic.line if events else None,
         )
         self._health.start()
         self._stack.callback(self._health.close)
