@@ -12,10 +12,11 @@ import snapshots
 from hypothesis import given
 from hypothesis import strategies as some
 
+from appliance_agent.amounts import age
 from appliance_agent.slots import Entry
 from appliance_agent.snapshot import Snapshot
 from appliance_agent.status import Status
-from appliance_agent.status_columns import age, image_tags
+from appliance_agent.status_columns import image_tags
 from appliance_agent.status_json import parse, render
 from appliance_agent.status_table import Window, render_table
 from appliance_agent.terminal_text import clean, fit, width, wrap

@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from fcntl import ioctl
 from functools import partial
@@ -29,6 +31,7 @@ from appliance_agent.config import MetricsConfig
 from appliance_agent.front import Front
 from appliance_agent.slots import Now
 from appliance_agent.snapshot import Snapshot
+from appliance_agent.status_json import render
 from appliance_agent.terminal_text import width
 
 PROGRAM = "from appliance_agent.cli_status import status; status(prog_name='status')"
@@ -43,16 +46,23 @@ class Terminal:
     ) -> None:
         self._master, slave = pty.openpty()
         self.resize(columns, lines)
-        words = [sys.executable, "-c", PROGRAM, "--watch", "--url", url]
+        words = ["setsid", "--ctty", sys.executable, "-c", PROGRAM, "--watch=0.5", "--url", url]
         own = {name: text for name, text in os.environ.items() if name != "NO_COLOR"}
         self.process = subprocess.Popen(
-            words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            env=own | {"TERM": "xterm"} | (environment or {}),
+            words, stdin=slave, stdout=slave, stderr=slave,
+            env=own | {"TERM": "xterm", "LC_ALL": "C.UTF-8"} | (environment or {}),
         )  # fmt: skip
-        os.close(slave)
+        self._slave = slave
         self._written = b""
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    @property
+    def modes(self) -> list[object]:
+        return list(termios.tcgetattr(self._slave))
 
     def resize(self, columns: int, lines: int) -> None:
         ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
@@ -96,6 +106,7 @@ class Terminal:
     ) -> None:
         self.process.kill()
         self.process.wait()
+        os.close(self._slave)
         self._reader.join()
         os.close(self._master)
 
@@ -172,7 +183,7 @@ def test_it_says_for_how_long_the_agent_has_not_answered_and_goes_on_when_it_doe
         terminal.wait_for("4 of 8 slots serving")
         port = front.port
         front.close()
-        terminal.wait_for("no answer for ")
+        terminal.wait_for("this is the state of ")
         terminal.wait_for("4 of 8 slots serving")
         again = Front(MetricsConfig("127.0.0.1", port))
         again.open()
@@ -180,7 +191,7 @@ def test_it_says_for_how_long_the_agent_has_not_answered_and_goes_on_when_it_doe
             again.publish(current(snapshots.good_night()))
             terminal.wait_for("8 of 8 slots serving")
 
-            assert "no answer" not in "".join(terminal.frames[-1])
+            assert "this is the state of" not in "".join(terminal.frames[-1])
         finally:
             again.close()
 
@@ -189,6 +200,65 @@ def test_without_an_agent_it_ends_at_once_and_draws_nothing() -> None:
     with Terminal("http://127.0.0.1:1/status") as terminal:
         assert terminal.process.wait(20) == 1
         assert "\x1b[?1049h" not in terminal.written
+
+
+@pytest.mark.parametrize("key", [b"q", b"xQ", b"\x03"], ids=["q", "Q", "Ctrl-C"])
+def test_a_key_leaves_and_the_terminal_is_as_it_was(front: Front, key: bytes) -> None:
+    with Terminal(url(front)) as terminal:
+        before = terminal.modes
+        terminal.wait_for("LATELY")
+        assert terminal.modes != before
+        terminal.press(b"zzz")
+        terminal.press(key)
+
+        assert terminal.process.wait(20) == 0
+        assert terminal.modes == before
+        assert "zzz" not in terminal.written
+
+
+def test_a_key_leaves_while_the_agent_hangs() -> None:
+    with (
+        hanging_after(render(current(snapshots.good_night(1)))) as address,
+        Terminal(address) as terminal,
+    ):
+        terminal.wait_for("1 of 1 slots serving")
+        terminal.press(b"\x03")
+
+        assert terminal.process.wait(20) == 0
+        assert "Traceback" not in terminal.written
+
+
+@contextmanager
+def hanging_after(body: str) -> Iterator[str]:
+    """A server that answers once and then accepts, but says nothing."""
+    data = body.encode()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=_answer_once, args=(listener, data))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/status"
+        thread.join()
+
+
+def _answer_once(listener: socket.socket, body: bytes) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(65536)
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+
+
+def test_the_last_minute_grows_while_it_is_watched(front: Front) -> None:
+    with Terminal(url(front)) as terminal:
+        terminal.wait_for("▆")  # 77 % of slot 7
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX"])
+def test_without_utf_8_digits_stand_for_the_blocks(front: Front, locale: str) -> None:
+    front.publish(current(snapshots.good_night()))
+    with Terminal(url(front), environment={"LC_ALL": locale}) as terminal:
+        terminal.wait_for(".7")
+
+        assert terminal.written.isascii()
 
 
 @pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
@@ -207,7 +277,7 @@ def test_a_terminal_has_colours(front: Front) -> None:
 
 
 def test_without_a_terminal_the_tables_follow_each_other(front: Front) -> None:
-    words = [sys.executable, "-c", PROGRAM, "--watch", "--url", url(front)]
+    words = [sys.executable, "-c", PROGRAM, "--watch=0.5", "--url", url(front)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         titles = 0

@@ -48,6 +48,7 @@ DECIDING = {
     ),
     "appliance_agent": (
         "access_log",
+        "amounts",
         "catalogue",
         "check_facts",
         "check_render",
@@ -67,12 +68,17 @@ DECIDING = {
         "own_lines",
         "pull_progress",
         "slot_plan",
+        "sparkline",
         "status",
         "status_columns",
         "status_json",
         "status_table",
         "status_view",
+        "table_layout",
+        "table_rows",
         "terminal_text",
+        "trend_columns",
+        "trends",
     ),
 }
 DOING = {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -19,24 +21,42 @@ if TYPE_CHECKING:
 
 _PLAIN_COLUMNS = 120  # where the output is no terminal
 _WATCH_TIMEOUT_S = 2.0
+_PERIOD_S = 2.0  # an answer costs the agent a millisecond
+_SHORTEST_S, _LONGEST_S = 0.5, 60.0
 _HISTORY = 10
+_EPILOG = """
+\b
+GPU         NVML's index, red when the driver has lost the GPU
+STATE, FOR  what the slot is and since when; why, if it is not ready, stands below the row
+1ST TOKEN   what the last good probe waited for its first token, or how the last one failed
+TOKENS/S    speed of the last good probe, OF USUAL: against what this slot usually gives
+SENT        bytes per second to users, probes taken off; all slots have one scale
+UTIL        of the slot's GPUs, now and over the last minutes
+
+Only --watch has the last minutes. Each character is some seconds, the newest on the right, . where nothing is known,
+and the lowest for exactly nothing. Without a UTF-8 locale digits stand for the blocks: 0 is nothing, 9 the top.
+"""
 
 
-@click.command()
+@click.command(epilog=_EPILOG)
 @click.option(
     "--config", "path", type=click.Path(path_type=Path), default=Path(config.DEFAULT_PATH), show_default=True,
     help="The agent's configuration, which says where it answers.",
 )  # fmt: skip
 @click.option("--url", help="Where the agent answers, for example http://gpuhost7:9440/status.")
 @click.option("--json", "as_json", is_flag=True, help="What /status says, for programs.")
-@click.option("--watch", "live", is_flag=True, help="Draw the table anew each second, until Ctrl-C.")
+@click.option(
+    "--watch", "period_s", is_flag=False, flag_value=_PERIOD_S, metavar="[SECONDS]",
+    type=click.FloatRange(_SHORTEST_S, _LONGEST_S),
+    help=f"Draw the table anew every {_PERIOD_S:g} or so many seconds, until q or Ctrl-C.",
+)  # fmt: skip
 @click.option(
     "--history", type=click.IntRange(0, 200), default=_HISTORY, show_default=True,
     help="How many of the last actions are shown.",
 )  # fmt: skip
-def status(path: Path, url: str | None, as_json: bool, live: bool, history: int) -> None:
+def status(path: Path, url: str | None, as_json: bool, period_s: float | None, history: int) -> None:
     """What runs where, since when, how fast, and what was done lately and why."""
-    if as_json and live:
+    if as_json and period_s:
         raise click.UsageError("--json and --watch do not go together: programs may ask /status again")
     from appliance_agent import status_client  # noqa: PLC0415 - `run` needs none of it
     from appliance_agent.status_json import parse  # noqa: PLC0415
@@ -48,8 +68,9 @@ def status(path: Path, url: str | None, as_json: bool, live: bool, history: int)
     def window() -> Window:
         return _window(history)
 
-    if live:
-        watch(lambda: status_client.ask(where, timeout_s=_WATCH_TIMEOUT_S), window, sys.stdout)
+    _encodable(sys.stdout, "backslashreplace" if as_json else "replace")
+    if period_s:
+        watch(lambda: status_client.ask(where, timeout_s=_WATCH_TIMEOUT_S), window, sys.stdout, period_s=period_s)
         return
     told = status_client.ask(where)
     if as_json:
@@ -86,7 +107,23 @@ def _window(history: int) -> Window:
         colour=terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
         history=history,
         zone=datetime.now().astimezone().tzinfo or UTC,
+        blocks=has_blocks(os.environ, utf8_by_default=bool(sys.flags.utf8_mode)),
     )
+
+
+def has_blocks(environment: Mapping[str, str], *, utf8_by_default: bool) -> bool:
+    """Whether the person's locale is one of UTF-8. Python makes one up where there is none, and then says so in LC_CTYPE."""
+    made_up = utf8_by_default and environment.get("LC_CTYPE") == "C.UTF-8"
+    named = environment.get("LC_ALL") or (not made_up and environment.get("LC_CTYPE")) or environment.get("LANG") or ""
+    return (
+        "utf8" in named.lower().replace("-", "") and environment.get("TERM") != "linux"
+    )  # the console's font has none
+
+
+def _encodable(out: TextIO, errors: str) -> None:
+    """A name that this locale has no letters for is no reason to end."""
+    if isinstance(out, io.TextIOWrapper):
+        out.reconfigure(errors=errors)
 
 
 def _size() -> tuple[int, int]:

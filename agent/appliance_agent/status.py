@@ -138,6 +138,14 @@ class SlotStatus:
     pending: PendingStatus | None
     quarantine: QuarantineStatus | None
     next_try: datetime | None  # the end of the back-off, while it lies ahead
+    sent_bytes_per_second: float | None  # to users, over the last seconds
+
+    @property
+    def utilization_ratio(self) -> float | None:
+        """Of all its GPUs; None as long as one of them is not known."""
+        ratios = [gpu.utilization_ratio for gpu in self.gpus]
+        known = [ratio for ratio in ratios if ratio is not None]
+        return sum(known) / len(known) if known and len(known) == len(ratios) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
+from appliance_agent.amounts import age, amount
 from appliance_agent.states import Reason, State
 from appliance_agent.status import EntryStatus, SlotStatus, Status
-from appliance_agent.terminal_text import Line, Piece, Tone, clean, fit, pad, width
+from appliance_agent.table_layout import GAP, Column, before, fitting, heading_of, row_of, total
+from appliance_agent.terminal_text import Line, Piece, Tone, clean, fit
+from appliance_agent.trend_columns import TrendColumns
 
-_GAP = 2
 _LATELY_COLUMNS = 26  # less room says nothing
 _CARE_RATIO, _BAD_RATIO = 0.8, 0.5  # of the slot's usual tokens/s
 _HOT_CELSIUS = 85
 _FULL = 0.97
+_WIDE = 140  # with room for the last action beside trends
 _GIB = 1024**3
 _OF_GPUS = frozenset({"GPU", "NAME", "UUID", "UTIL", "MEMORY", "TEMP", "POWER"})  # without any, not worth a column
 _TONES = {
@@ -28,48 +30,23 @@ _TONES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    title: str
-    keep: int  # the column with the smallest number goes first when the window is narrow
-    cells: tuple[Piece, ...]
-    right: bool = False
-
-    @property
-    def columns(self) -> int:
-        return max(width(text) for text in (self.title, *(cell.text for cell in self.cells)))
-
-
-def table(status: Status, *, columns: int) -> tuple[Line, list[Line], int]:
+def table(status: Status, *, columns: int, trends: TrendColumns | None = None) -> tuple[Line, list[Line], int]:
     """Headings, one line for each slot, and where the state begins in a line."""
-    wanted = _columns(status)
+    wanted = _columns(status, trends)
     if status.slots and not any(slot.gpus for slot in status.slots):
-        wanted = [column for column in wanted if column.title not in _OF_GPUS]
-    shown = _fitting(wanted, columns)
-    used = _total(shown)
-    if columns - used - _GAP >= _LATELY_COLUMNS and status.history:
-        shown.append(_lately(status, columns - used - _GAP))
-    heading = _line(shown, [Piece(column.title, Tone.DIM) for column in shown])
-    rows = [_line(shown, [column.cells[row] for column in shown]) for row in range(len(status.slots))]
-    before = [column.columns + _GAP for column in shown]
-    return heading, rows, sum(before[: [column.title for column in shown].index("STATE")])
+        wanted = [column for column in wanted if column.title.partition(" ")[0] not in _OF_GPUS]
+    lately = GAP + _LATELY_COLUMNS if trends and columns >= _WIDE and status.history else 0
+    shown = fitting(wanted, columns - lately)
+    left = columns - total(shown) - GAP
+    if left >= _LATELY_COLUMNS and status.history:
+        shown.append(_lately(status, left))
+    rows = [row_of(shown, row) for row in range(len(status.slots))]
+    return heading_of(shown), rows, before(shown, "STATE")
 
 
 def tone_of(slot: SlotStatus) -> Tone:
     known = slot.state_number in {int(state) for state in State}
     return _TONES.get(State(slot.state_number), Tone.CARE) if known else Tone.CARE
-
-
-def age(seconds: float) -> str:
-    whole = max(int(seconds), 0)
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if whole < 60:
-        return f"{whole}s"
-    if hours < 1:
-        return f"{minutes}m {whole % 60:02}s" if minutes < 10 else f"{minutes}m"
-    if days < 1:
-        return f"{hours}h {minutes % 60:02}m" if hours < 10 else f"{hours}h"
-    return f"{days}d {hours % 24}h" if days < 10 else f"{days}d"
 
 
 def since(status: Status, then: datetime | None) -> str:
@@ -104,7 +81,7 @@ def restarts(slot: SlotStatus) -> int:
     return sum(count for reason, count in slot.restarts.items() if reason != Reason.START.value)
 
 
-def _columns(status: Status) -> list[Column]:
+def _columns(status: Status, trends: TrendColumns | None) -> list[Column]:
     """What all slots have in common stands above the table; where they differ, it is worth a column."""
     slots = status.slots
 
@@ -124,37 +101,18 @@ def _columns(status: Status) -> list[Column]:
         column("MODEL", 12 if one_model else 82, lambda slot: Piece(fit(clean(slot.model or "-"), 28))),
         Column("IMAGE", 13 if one_image else 83, _images(slots)),
         column("PORT", 60, lambda slot: Piece(str(slot.port)), right=True),
-        column("1ST TOKEN", 80, _first_token, right=True),
+        column("1ST TOKEN", 92 if trends else 80, _first_token, right=True),
         column("TOKENS/S", 85, _tokens, right=True),
         column("OF USUAL", 76, _of_usual, right=True),
+        *([column("SENT", 73, _sent, right=True), trends.sent(slots)] if trends else []),
         column("CANARY", 40, lambda slot: Piece(_canary_age(status, slot)), right=True),
-        column("UTIL", 72, _utilization, right=True),
+        column("UTIL", 74 if trends else 72, _utilization, right=True),
+        *([trends.utilization(slots)] if trends else []),
         column("MEMORY", 65, _memory, right=True),
         column("TEMP", 55, _temperature, right=True),
         column("POWER", 25, _power, right=True),
         column("RESTARTS", 78, _restarts, right=True),
     ]
-
-
-def _fitting(columns: list[Column], room: int) -> list[Column]:
-    """The most useful ones first; a narrow one may still fit where a wide one did not."""
-    chosen: list[Column] = []
-    for column in sorted(columns, key=lambda column: -column.keep):
-        if not chosen or _total([*chosen, column]) <= room:
-            chosen.append(column)
-    return [column for column in columns if column in chosen]
-
-
-def _total(columns: list[Column]) -> int:
-    return sum(column.columns + _GAP for column in columns) - _GAP
-
-
-def _line(columns: list[Column], cells: list[Piece]) -> Line:
-    pieces: list[Piece] = []
-    for number, (column, cell) in enumerate(zip(columns, cells, strict=True)):
-        gap = " " * (_GAP if number else 0)
-        pieces.append(Piece(gap + pad(cell.text, column.columns, right=column.right), cell.tone))
-    return tuple(pieces)
 
 
 def _lately(status: Status, room: int) -> Column:
@@ -236,8 +194,13 @@ def _known(values: Sequence[float | int | None]) -> list[float]:
 
 
 def _utilization(slot: SlotStatus) -> Piece:
-    known = _known([gpu.utilization_ratio for gpu in slot.gpus])
-    return Piece(f"{sum(known) / len(known):.0%}" if known else "-")
+    ratio = slot.utilization_ratio
+    return Piece("-" if ratio is None else f"{ratio:.0%}")
+
+
+def _sent(slot: SlotStatus) -> Piece:
+    rate = slot.sent_bytes_per_second
+    return Piece("-" if rate is None else f"{amount(rate)}B/s")
 
 
 def _memory(slot: SlotStatus) -> Piece:

@@ -6,14 +6,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from itertools import chain
 
+from appliance_agent.amounts import age
 from appliance_agent.states import State
 from appliance_agent.status import EntryStatus, GpuStatus, SlotStatus, Status
-from appliance_agent.status_columns import age, same, short_name, since, table, tone_of
+from appliance_agent.status_columns import same, short_name, since, table, tone_of
+from appliance_agent.table_rows import Block, faded, shown
 from appliance_agent.terminal_text import Line, Piece, Tone, clean, line_width, render, wrap
+from appliance_agent.trend_columns import TrendColumns
+from appliance_agent.trends import Trends
 
 _STALE_S = 5.0  # a tick a second: older than that, the loop hangs
 _RECENT_XID_S = 3600.0
 _HISTORY_INDENT = 9
+_LAST_ACTION_LINES = 2  # an empty one and its own
+_HEADING_LINES = 2  # an empty one before it
+_NO_END = 100_000
+_LOW_LINES = 16  # in a lower window there is no room for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,43 +33,51 @@ class Window:
     zone: tzinfo = UTC
     age_s: float = 0.0  # of the state when it was asked for
     silence: str = ""  # why there is nothing newer, with how long
+    trends: Trends | None = None  # of somebody who watches
+    blocks: bool = True  # the terminal can show them
+
+    @property
+    def out_of_date(self) -> bool:
+        return bool(self.silence) or self.age_s > _STALE_S
 
 
 def render_table(status: Status, window: Window) -> str:
-    heading, rows, indent = table(status, columns=window.columns)
-    blocks = [[row, *_reasons(status, slot, window, indent)] for slot, row in zip(status.slots, rows, strict=True)]
-    top = _header(status, window, None if window.lines is None else window.lines - len(rows) - 2)
-    room = None if window.lines is None else max(window.lines - len(top) - 2, 1)
-    body: list[Line] = [(), heading, *_cut(blocks, room)] if status.slots else [(), (Piece("no slots yet"),)]
-    left = window.history * 2 if window.lines is None else window.lines - len(top) - len(body) - 2
+    trends = TrendColumns(window.trends, window.columns, window.blocks) if window.trends else None
+    heading, rows, indent = table(status, columns=window.columns, trends=trends)
+    blocks = [
+        Block(row, _reasons(status, slot, window, indent), slot.state, tone_of(slot))
+        for slot, row in zip(status.slots, rows, strict=True)
+    ]
+    height = window.lines or _NO_END
+    warning = _out_of_date(window)
+    room = height - len(warning) - _room_for_the_last_action(status, window)
+    top = _header(status, window, room - len(rows) - _HEADING_LINES)
+    body = [(), heading, *shown(blocks, room - len(top) - _HEADING_LINES)] if blocks else [(), (Piece("no slots yet"),)]
+    lines = [*top, *body, *_history(status, window, height - len(warning) - len(top) - len(body))]
+    if window.out_of_date:
+        lines = [faded(line) for line in lines]
     return "".join(
-        render(line, columns=window.columns, colour=window.colour) + "\n"
-        for line in [*top, *body, *_history(status, window, left)]
+        render(line, columns=window.columns, colour=window.colour) + "\n" for line in [*lines[:1], *warning, *lines[1:]]
     )
 
 
-def _cut(blocks: list[list[Line]], room: int | None) -> list[Line]:
-    """Reasons go first when there is no room, then the last slots."""
-    lines = list(chain.from_iterable(blocks))
-    if room is None or len(lines) <= room:
-        return lines
-    if len(blocks) <= room:
-        spare = room - len(blocks)
-        for block in blocks:
-            del block[1 + min(spare, len(block) - 1) :]
-            spare -= len(block) - 1
-        return list(chain.from_iterable(blocks))
-    rows = [block[0] for block in blocks[: room - 1]]
-    return [*rows, (Piece(f"{len(blocks) - len(rows)} more slots: this window is too low", Tone.DIM),)]
+def _room_for_the_last_action(status: Status, window: Window) -> int:
+    """Lines that nothing else may take."""
+    wanted = (window.lines or 0) >= _LOW_LINES and window.history and status.history
+    return _LAST_ACTION_LINES if wanted else 0
 
 
-def _header(status: Status, window: Window, room: int | None) -> list[Line]:
+def _out_of_date(window: Window) -> list[Line]:
+    if window.silence:
+        return _told("", window.silence, Tone.BAD, window)
+    if window.age_s > _STALE_S:
+        return _told("", f"the agent's loop hangs: this is the state of {age(window.age_s)} ago", Tone.BAD, window)
+    return []
+
+
+def _header(status: Status, window: Window, room: int) -> list[Line]:
     """In a low window what is merely good to know goes first, and problems go last."""
     lines = [_title(status, window)]
-    if window.silence:
-        lines += _told("", window.silence, Tone.BAD, window)
-    elif window.age_s > _STALE_S:
-        lines += _told("", f"the agent's loop hangs: this is the state of {age(window.age_s)} ago", Tone.BAD, window)
     notes = [
         *((Tone.PLAIN, _told("", text, Tone.PLAIN, window)) for text in (_versions(status), _serves(status))),
         *((Tone.BAD, _told("problem: ", text, Tone.BAD, window)) for text in _problems(status)),
@@ -69,7 +85,7 @@ def _header(status: Status, window: Window, room: int | None) -> list[Line]:
     ]
     for tone in (Tone.PLAIN, Tone.CARE, Tone.BAD):
         for note in reversed([note for note in notes if note[0] is tone]):
-            if room is not None and len(lines) + sum(len(told) for _, told in notes) > room:
+            if len(lines) + sum(len(told) for _, told in notes) > room:
                 notes.remove(note)
     return [*lines, *chain.from_iterable(told for _, told in notes)]
 
@@ -174,11 +190,16 @@ def _gpu_trouble(status: Status, gpu: GpuStatus) -> str:
 
 
 def _history(status: Status, window: Window, left: int) -> list[Line]:
-    """The newest entries that fit, newest last."""
+    """The newest entries that fit, newest last; without their heading if that saves the last one."""
     entries = [_entry(status, entry, window) for entry in status.history[-window.history :]] if window.history else []
-    while entries and sum(len(entry) for entry in entries) > left:
+    if not entries or left < _LAST_ACTION_LINES:
+        return []
+    if left == _LAST_ACTION_LINES:
+        return [(), entries[-1][0]]
+    room = left - _LAST_ACTION_LINES
+    while len(entries) > 1 and sum(len(entry) for entry in entries) > room:
         entries.pop(0)
-    return [(), (Piece("LATELY", Tone.DIM),), *chain.from_iterable(entries)] if entries else []
+    return [(), (Piece("LATELY", Tone.DIM),), *list(chain.from_iterable(entries))[:room]]
 
 
 def _entry(status: Status, entry: EntryStatus, window: Window) -> list[Line]:

@@ -148,6 +148,7 @@ def _slot(snapshot: Snapshot, slot: Slot) -> SlotStatus:
         pending=PendingStatus(slot.pending.value, _time(snapshot, slot.pending_since_s)) if slot.pending else None,
         quarantine=_quarantine(snapshot, slot.quarantine) if slot.quarantine else None,
         next_try=_ahead(snapshot, max(slot.not_before_s, slot.hold_until_s)),
+        sent_bytes_per_second=evidence.bytes_per_s if evidence and container else None,
     )
 
 
