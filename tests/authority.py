@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CA = ("basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign")
+_CLIENT = ("extendedKeyUsage=clientAuth",)
 _SERVER = ("subjectAltName=IP:127.0.0.1,DNS:localhost", "extendedKeyUsage=serverAuth")
 
 
@@ -30,6 +31,12 @@ def make_authority(directory: Path) -> Authority:
     _certificate(directory / "ca", _CA, signed_by=None)
     _certificate(directory / "server", _SERVER, signed_by=directory / "ca")
     return Authority(directory / "ca.crt", directory / "server.crt", directory / "server.key")
+
+
+def make_client(directory: Path) -> tuple[Path, Path]:
+    """A certificate and its key for a client, of the authority that was made there."""
+    _certificate(directory / "client", _CLIENT, signed_by=directory / "ca")
+    return directory / "client.crt", directory / "client.key"
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,8 @@ class _Section:
         if isinstance(tree, Mapped):
             self._entries = dict(tree.entries)
         elif tree != Text("", tree.line):
-            raise WebConfigError(f"{path}, line {tree.line}: {place.rstrip('.')} should have keys", hint=_HINT)
+            where = place.rstrip(".") or "the file"
+            raise WebConfigError(f"{path}, line {tree.line}: {where} should have keys", hint=_HINT)
 
     @property
     def keys(self) -> tuple[str, ...]:
