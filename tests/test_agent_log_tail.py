@@ -14,7 +14,7 @@ from conftest import MakeEngine
 from engines import Engine, wait_until
 from hostfiles import host_python
 
-from appliance_agent.log_tail import FrameError, Frames, Lines, LogTail
+from appliance_agent.log_tail import FrameError, Frames, Lines, LogFollower, LogTail
 
 OUT, ERR = 1, 2
 T0, T1, T2 = (f"2026-11-23T18:14:26.{digit}00000000".encode() for digit in "012")
@@ -207,6 +207,26 @@ def test_no_line_is_lost_or_read_twice_when_the_engine_restarts(make_engine: Mak
     again = next(place for place in range(1, len(found)) if found[place] < found[place - 1] - 5)
     for run in (found[:again], found[again:]):
         assert sorted(run) == list(range(min(run), max(run) + 1))
+
+
+@pytest.mark.engine
+def test_who_follows_again_reads_on_and_what_is_new_is_read_from_its_first_line(loaded: Engine) -> None:
+    follow = LogFollower(str(loaded.socket))
+    with container(loaded, COUNTING) as identity:
+        wait_until(lambda: len(loaded.run_cli("logs", identity).stdout) > 100, timeout_s=30, what="lines nobody reads")
+        first, second = Kept(), Kept()
+        following = follow(identity, first)
+        wait_until(lambda: len(first.lines) > 20, timeout_s=30, what="lines")
+        following.close()
+        loaded.run_cli("restart", "--time=0", identity)
+        following = follow(identity, second)
+        wait_until(lambda: len(second.lines) > 20, timeout_s=30, what="lines after the restart")
+        following.close()
+        found = numbers(first) + numbers(second)
+
+    again = found.index(0, 1)
+    for run in (found[:again], found[again:]):
+        assert sorted(run) == list(range(len(run)))
 
 
 @pytest.mark.engine

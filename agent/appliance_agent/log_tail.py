@@ -1,4 +1,4 @@
-"""Follows one container's log through the engine, from now on, over all ends of the connection. Knows no line's meaning.
+"""Follows containers' logs through the engine, over all ends of the connection. Knows no line's meaning.
 
 Every line carries the engine's time, so that a new connection goes on where the last one ended.
 """
@@ -18,6 +18,7 @@ from typing import Final
 _PAUSES_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _LINE_BYTES_MAX: Final = 64 * 1024
 _FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
+_CONTAINERS_MAX: Final = 64  # that are remembered
 _STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z ?")
 
 Stamp = bytes  # 2026-11-23T18:14:26.123456789, which sorts as it should
@@ -77,7 +78,11 @@ class Lines:
 
 
 class LogTail:
-    def __init__(self, socket_path: str, container_id: str, sink: Sink, *, connect_s: float = 10.0) -> None:
+    """`since` is before the first line; None: from now on."""
+
+    def __init__(
+        self, socket_path: str, container_id: str, sink: Sink, *, since: Stamp | None = None, connect_s: float = 10.0
+    ) -> None:
         self._socket_path = socket_path
         self._container_id = container_id
         self._sink = sink
@@ -85,8 +90,13 @@ class LogTail:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._link: socket.socket | None = None
-        self._lines = Lines(_now())
+        self._lines = Lines(since or _now())
         self._thread = threading.Thread(target=self._follow, name=f"log {container_id[:12]}", daemon=True)
+
+    @property
+    def newest(self) -> Stamp:
+        """Of the lines that were read."""
+        return self._lines.newest
 
     def start(self) -> None:
         self._thread.start()
@@ -140,6 +150,25 @@ class LogTail:
         seconds = calendar.timegm(time.strptime(since[:19].decode(), "%Y-%m-%dT%H:%M:%S"))
         query = f"follow=1&stdout=1&stderr=1&timestamps=1&since={seconds}.{since[20:].decode()}"
         return f"/containers/{self._container_id}/logs?{query}"
+
+
+class LogFollower:
+    """Of one engine. A container that is followed again, as after a restart of it, is read on from where that ended; one
+    that is new from when the agent began, so that nothing is lost between its first line and its first look."""
+
+    def __init__(self, socket_path: str) -> None:
+        self._socket_path = socket_path
+        self._began = _now()
+        self._tails: dict[str, LogTail] = {}  # by container, the oldest first
+
+    def __call__(self, container_id: str, sink: Sink) -> LogTail:
+        before = self._tails.pop(container_id, None)
+        tail = LogTail(self._socket_path, container_id, sink, since=before.newest if before else self._began)
+        self._tails[container_id] = tail
+        while len(self._tails) > _CONTAINERS_MAX:
+            del self._tails[next(iter(self._tails))]
+        tail.start()
+        return tail
 
 
 class _UnixConnection(http.client.HTTPConnection):

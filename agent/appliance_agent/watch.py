@@ -13,7 +13,7 @@ from appliance_agent.config import HealthConfig
 from appliance_agent.evidence import Canary, Evidence
 from appliance_agent.gpus import GpuSnapshot
 from appliance_agent.http import Http
-from appliance_agent.log_tail import LogTail, Sink
+from appliance_agent.log_tail import LogFollower
 from appliance_agent.ports import Target, Wake
 from appliance_agent.procfs import Processes
 from appliance_agent.watched import Around, Follow, Watched
@@ -153,10 +153,4 @@ def _nothing(_of: object, _what: object) -> None:
 
 def log_follower(socket_path: str) -> Follow:
     """Of a Docker Engine."""
-
-    def follow(container_id: str, sink: Sink) -> LogTail:
-        tail = LogTail(socket_path, container_id, sink)
-        tail.start()
-        return tail
-
-    return follow
+    return LogFollower(socket_path)
