@@ -222,6 +222,14 @@ def test_reasons_of_what_is_worst_are_kept_first() -> None:
     assert "slot 15: create: there was no container" in text
 
 
+def test_reasons_come_before_what_is_merely_good_to_know() -> None:
+    text = shown(sixteen(), Window(60, lines=24))
+
+    assert "Docker" not in text
+    assert "no token for 9 s" in text
+    assert "the GPU fell off the bus (XID 79)" in text
+
+
 @pytest.mark.parametrize("lines", range(3, 40))
 @pytest.mark.parametrize("count", [1, 8, 16])
 def test_no_live_table_is_higher_than_the_window(count: int, lines: int) -> None:

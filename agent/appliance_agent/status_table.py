@@ -51,7 +51,8 @@ def render_table(status: Status, window: Window) -> str:
     height = window.lines or _NO_END
     warning = _out_of_date(window)
     room = height - len(warning) - _room_for_the_last_action(status, window)
-    top = _header(status, window, room - len(rows) - _HEADING_LINES)
+    reasons = sum(len(block.reasons) for block in blocks)
+    top = _header(status, window, room - len(rows) - _HEADING_LINES, reasons)
     body = [(), heading, *shown(blocks, room - len(top) - _HEADING_LINES)] if blocks else [(), (Piece("no slots yet"),)]
     lines = [*top, *body, *_history(status, window, height - len(warning) - len(top) - len(body))]
     if window.out_of_date:
@@ -75,8 +76,8 @@ def _out_of_date(window: Window) -> list[Line]:
     return []
 
 
-def _header(status: Status, window: Window, room: int) -> list[Line]:
-    """In a low window what is merely good to know goes first, and problems go last."""
+def _header(status: Status, window: Window, room: int, reasons: int) -> list[Line]:
+    """In a low window what is merely good to know goes before slots' reasons, and problems go last."""
     lines = [_title(status, window)]
     notes = [
         *((Tone.PLAIN, _told("", text, Tone.PLAIN, window)) for text in (_versions(status), _serves(status))),
@@ -85,7 +86,8 @@ def _header(status: Status, window: Window, room: int) -> list[Line]:
     ]
     for tone in (Tone.PLAIN, Tone.CARE, Tone.BAD):
         for note in reversed([note for note in notes if note[0] is tone]):
-            if len(lines) + sum(len(told) for _, told in notes) > room:
+            used = len(lines) + sum(len(told) for _, told in notes)
+            if used > room - (reasons if tone is Tone.PLAIN else 0):
                 notes.remove(note)
     return [*lines, *chain.from_iterable(told for _, told in notes)]
 
