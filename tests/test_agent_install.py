@@ -26,10 +26,11 @@ def host(systemd_host: SystemdHost, agent_bundle: Path) -> SystemdHost:
 def test_the_folder_holds_all_that_a_host_needs(agent_bundle: Path) -> None:
     names = {path.name.partition("-")[0] for path in agent_bundle.glob("*.whl")}
 
-    assert {"ollama_appliance", "docker", "httpx", "nvidia_ml_py", "prometheus_client", "sdnotify", "click"} <= names
-    assert {path.name.rpartition("-")[2] for path in agent_bundle.glob("*.whl")} == {"any.whl"}, (
-        "any Python, any machine"
-    )
+    ends = {path.name.partition("-")[0]: path.name.rpartition("-")[2] for path in agent_bundle.glob("*.whl")}
+    compiled = sorted(path.name.rpartition("_2_28_")[2] for path in agent_bundle.glob("bcrypt-*-abi3-manylinux*.whl"))
+    assert {"ollama_appliance", "docker", "nvidia_ml_py", "prometheus_client", "sdnotify", "click", "pyyaml"} <= names
+    assert {end for name, end in ends.items() if name != "bcrypt"} == {"any.whl"}, "any Python, any machine"
+    assert compiled == ["aarch64.whl", "x86_64.whl"], "any Python, each machine that has GPUs"
     assert (agent_bundle / "install-agent").read_bytes() == SCRIPT.read_bytes()
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=agent_bundle, check=True)
 
@@ -179,12 +180,12 @@ def test_a_folder_that_lacks_a_wheel_says_which_and_installs_nothing(host: Syste
     host.must(INSTALL, "--uninstall")
     lacking = copied(host.shared / "bundle", host.shared / "lacking")
     (lacking / "SHA256SUMS").unlink()
-    next(lacking.glob("httpx-*.whl")).unlink()
+    next(lacking.glob("requests-*.whl")).unlink()
 
     answer = host.run(f"{SHARED}/lacking/install-agent")
 
     assert answer.status == 1
-    assert "No matching distribution found for httpx" in answer.stderr
+    assert "No matching distribution found for requests" in answer.stderr
     assert "error: the wheels in /shared/lacking do not fit together" in answer.stderr
     assert host.run("test", "-e", UNIT).status != 0
     assert host.must("ls", "/opt/ollama-appliance/releases") == ""

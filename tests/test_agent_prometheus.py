@@ -15,8 +15,10 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 import snapshots
+from authority import make_authority, make_client
 from engines import wait_until
 from webclient import current
+from webguard import WITH_TLS, guarded, users
 
 from appliance_agent.config import MetricsConfig
 from appliance_agent.front import Front
@@ -25,7 +27,8 @@ CONFIGURATION = """\
 global: {{scrape_interval: 1s, scrape_timeout: 1s}}
 scrape_configs:
   - job_name: appliance
-    http_sd_configs: [{{url: "http://127.0.0.1:{port}/sd", refresh_interval: 1s}}]
+    http_sd_configs: [{{url: "{scheme}://127.0.0.1:{port}/sd", refresh_interval: 1s{access}}}]
+    {access_again}
     relabel_configs:
       - {{source_labels: [__meta_appliance_host], target_label: host}}
 """
@@ -47,13 +50,35 @@ class Prometheus:
         return {" ".join(sorted(each["metric"].values())): float(each["value"][1]) for each in result}
 
 
-@pytest.fixture
-def front() -> Iterator[Front]:
-    made = Front(MetricsConfig("127.0.0.1", 0))
-    made.open()
-    made.publish(current(snapshots.bad_night()))
-    yield made
-    made.close()
+@pytest.fixture(params=["plain", "guarded"])
+def front(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Front]:
+    """Guarded: with TLS, a certificate of the client and a password."""
+    if request.param == "plain":
+        made = Front(MetricsConfig("127.0.0.1", 0))
+        made.open()
+        made.publish(current(snapshots.bad_night()))
+        yield made
+        made.close()
+        return
+    make_authority(tmp_path)
+    make_client(tmp_path)
+    mutual = "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.crt\n"
+    with guarded(tmp_path / "web.yml", WITH_TLS + mutual + users(prometheus="sesame")) as made:
+        made.publish(current(snapshots.bad_night()))
+        yield made
+
+
+def configured(port: int, directory: Path) -> str:
+    if not (directory / "web.yml").exists():
+        return CONFIGURATION.format(scheme="http", port=port, access="", access_again="")
+    files = {"ca_file": "ca.crt", "cert_file": "client.crt", "key_file": "client.key"}
+    access = {
+        "tls_config": {name: str(directory / file) for name, file in files.items()},
+        "basic_auth": {"username": "prometheus", "password": "sesame"},
+    }
+    flow = json.dumps(access).strip("{}")  # JSON is YAML
+    lines = "\n    ".join(f"{name}: {json.dumps(value)}" for name, value in access.items())
+    return CONFIGURATION.format(scheme="https", port=port, access=f", {flow}" + "}", access_again=lines)
 
 
 @pytest.fixture
@@ -64,7 +89,7 @@ def prometheus(front: Front, tmp_path: Path) -> Iterator[Prometheus]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     configuration = tmp_path / "prometheus.yml"
-    configuration.write_text(CONFIGURATION.format(port=front.port))
+    configuration.write_text(configured(front.port, tmp_path))
     words = [
         program, f"--config.file={configuration}", f"--storage.tsdb.path={tmp_path / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",
@@ -81,7 +106,7 @@ def test_prometheus_finds_the_agent_and_sees_its_slots(front: Front, prometheus:
     assert prometheus.ask("max by (host, instance) (up)") == {f"{target} gpuhost7": 1}
     assert prometheus.ask('sum(appliance_backend_state{state="ready"})') == {"": 3}
     assert prometheus.ask('appliance_backend_state{state="quarantined"} == 1 and on (gpu) appliance_gpu_info') != {}
-    joined = "appliance_gpu_temperature_celsius * on (gpu, uuid) group_left (name) appliance_gpu_info"
+    joined = 'appliance_gpu_temperature_celsius{sensor="core"} * on (gpu, uuid) group_left (name) appliance_gpu_info'
     assert len(prometheus.ask(joined)) == 7
     assert prometheus.ask("scrape_samples_scraped > 500") != {}
 
