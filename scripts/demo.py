@@ -18,10 +18,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "monitoring/grafana")]
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to take down
 
-from demo_agent import PROGRAM, AgentFailedError, is_ready  # noqa: E402 - after the path is set
+import demo_monitoring  # noqa: E402 - after the path is set
+from demo_agent import PROGRAM, AgentFailedError, is_ready  # noqa: E402
+from demo_monitoring import monitored, tell_monitoring  # noqa: E402
 from demo_scene import Scene, embedded, find_scene  # noqa: E402
 from demo_show import Steps, say, tell_changes, tell_chat, tell_command, tell_facts  # noqa: E402
 from demo_signals import ignore_signals, raise_on_signals  # noqa: E402
@@ -39,7 +41,7 @@ def main() -> int:
     arguments = _arguments()
     raise_on_signals()
     try:
-        _play(arguments.model, keep=arguments.keep)
+        _play(arguments.model, keep=arguments.keep, monitoring=arguments.monitoring)
     except KeyboardInterrupt:
         say("\ninterrupted; nothing is left")
         return 130
@@ -60,11 +62,18 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("model", nargs="?", help="an Ollama model for the real thing, for example qwen3:0.6b")
     parser.add_argument("--keep", action="store_true", help="let it run on at the end, until Ctrl-C")
+    parser.add_argument(
+        "--monitoring",
+        action="store_true",
+        help="let it run on with users and with a Prometheus that watches it, until Ctrl-C",
+    )
     return parser.parse_args()
 
 
-def _play(model: str | None, *, keep: bool) -> None:
+def _play(model: str | None, *, keep: bool, monitoring: bool) -> None:
     steps = Steps()
+    if monitoring:
+        demo_monitoring.check()
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="appliance-demo-")))
         with steps.step("find a Docker Engine and GPUs"):
@@ -81,12 +90,19 @@ def _play(model: str | None, *, keep: bool) -> None:
             _build(scene, words)
         with steps.step(f"start the agent: {'one container per GPU' if scene.gpus.has_some else 'one container'}"):
             status = _start(scene)
-        with steps.step("stream a chat through each slot"):
-            _chat(scene, status)
-        with steps.step("kill a container, and see it come back"):
-            _kill(scene)
-        if keep:
-            _keep(scene)
+        with contextlib.ExitStack() as watching:
+            if monitoring:
+                with steps.step("start a Prometheus"):
+                    prometheus = watching.enter_context(monitored(scene, status.slots, QUESTION))
+                    say(f"it scrapes {scene.agent.metrics_address} every {prometheus.interval_s} s")
+            with steps.step("stream a chat through each slot"):
+                _chat(scene, status)
+            with steps.step("kill a container, and see it come back"):
+                _kill(scene)
+            if monitoring:
+                tell_monitoring(prometheus)
+            if keep or monitoring:
+                _keep(scene)
         with steps.step("take everything down"):
             _end(scene)
     say(f"\nwhat each step took:\n{steps.table()}")

@@ -125,7 +125,11 @@ port = {self._metrics_port}
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._road(self._metrics_port)}/status"
+        return f"http://{self.metrics_address}/status"
+
+    @property
+    def metrics_address(self) -> str:
+        return f"127.0.0.1:{self._road(self._metrics_port)}"
 
     def slot_url(self, slot: SlotStatus) -> str:
         return f"http://127.0.0.1:{self._road(slot.port)}"

@@ -19,7 +19,10 @@ from dashboard_queries import (
 from dashboard_values import Colour, Look, Panel, Query, Row
 
 _HOST: Final = "{{instance}}"
-_JOULES: Final = total(rate("gpu_energy_joules_total"), "instance")
+_JOULES: Final = total(rate("gpu_energy_joules_total", window="5m"), "instance")
+_TOKENS: Final = total(rate("generated_tokens_total", window="5m"), "instance")
+_KNOWN: Final = series("backend_info", 'ollama_version!=""')
+_RELEASES: Final = f"count by (image, ollama_version) ({_KNOWN})"
 
 GPU_HEALTH: Final = Row(
     "GPUs",
@@ -54,9 +57,9 @@ GPU_HEALTH: Final = Row(
             runbooks=("ThrottledThermal",),
         ),
         Panel(
-            title="Energy for a token", unit="suffix:J/token",
+            title="Energy for a token (5 m)", unit="suffix:J/token",
             text="Joules of all GPUs of a host for each token written for users; what a token costs, and what an upgrade saves.",
-            queries=(Query(f"{_JOULES} / ({total(rate('generated_tokens_total'), 'instance')} > 0)", _HOST),),
+            queries=(Query(f"{_JOULES} / ({_TOKENS} > 0)", _HOST),),
         ),
         Panel(
             title="Clocks held down", unit="percentunit", by_gpu=True,
@@ -110,7 +113,7 @@ AGENT_ACTS: Final = Row(
             title="Releases", stacked=True,
             text="How many slots run which image and which Ollama; two at a time is a rollout, for long one that was halted.",
             queries=(
-                Query(f"count by (image, ollama_version) ({series('backend_info')})", "{{image}} Ollama {{ollama_version}}"),
+                Query(_RELEASES, "{{image}} Ollama {{ollama_version}}"),
             ),
         ),
     ),
