@@ -27,16 +27,39 @@ _SOURCE = Path(__file__).parent / "fakenvml" / "nvml.c"
 # What has no value: the calls and fields that then say NOT_SUPPORTED.
 _CALLS = {
     "utilization_ratio": ("nvmlDeviceGetUtilizationRates",),
+    "samples": ("nvmlDeviceGetSamples",),
     "temperature_c": ("nvmlDeviceGetTemperature",),
+    "memory_temperature_c": ("field:82",),
+    "thermal_margin_c": ("nvmlDeviceGetMarginTemperature",),
+    "slowdown_c": ("nvmlDeviceGetTemperatureThreshold",),
     "power_w": ("nvmlDeviceGetPowerUsage", "field:185"),
     "power_limit_w": ("nvmlDeviceGetEnforcedPowerLimit", "field:190"),
     "energy_j": ("nvmlDeviceGetTotalEnergyConsumption", "field:83"),
     "clock_event_reasons": ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"),
-    "uncorrected_ecc_errors": ("nvmlDeviceGetTotalEccErrors", "field:4"),
+    "sw_power_cap_s": ("field:74",),
+    "thermal_policy_s": ("field:75",),
+    "sync_boost_s": ("field:76",),
+    "sw_thermal_s": ("field:269",),
+    "hw_thermal_s": ("field:270",),
+    "hw_power_brake_s": ("field:271",),
+    "performance_state": ("nvmlDeviceGetPerformanceState",),
+    "corrected_ecc_errors": ("field:3", "nvmlDeviceGetTotalEccErrors"),
+    "uncorrected_ecc_errors": ("field:4", "nvmlDeviceGetTotalEccErrors"),
+    "corrected_ecc_errors_lifetime": ("field:5", "nvmlDeviceGetTotalEccErrors"),
+    "uncorrected_ecc_errors_lifetime": ("field:6", "nvmlDeviceGetTotalEccErrors"),
+    "remapped_rows": ("nvmlDeviceGetRemappedRows",),
+    "retired_pages": ("nvmlDeviceGetRetiredPages", "nvmlDeviceGetRetiredPagesPendingStatus"),
     "recovery_action": ("field:230",),
+    "pcie_generation": ("nvmlDeviceGetCurrPcieLinkGeneration", "nvmlDeviceGetMaxPcieLinkGeneration"),
+    "pcie_lanes": ("nvmlDeviceGetCurrPcieLinkWidth", "nvmlDeviceGetMaxPcieLinkWidth"),
+    "pcie_replays": ("field:94", "nvmlDeviceGetPcieReplayCounter"),
+    "pcie_transmit_bytes": ("field:197",),
+    "pcie_receive_bytes": ("field:198",),
+    "sm_clock_max_mhz": ("nvmlDeviceGetMaxClockInfo",),
     "persistence": ("nvmlDeviceGetPersistenceMode",),
     "mig_enabled": ("nvmlDeviceGetMigMode",),
     "processes": ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2"),
+    "nvlink": tuple(f"field:{number}" for number in (138, 139, 45, 52, 59, 161, 162, 163)),
 }
 
 
@@ -53,16 +76,16 @@ class FakeMig:
     used_gib: float = 0
     name: str = "NVIDIA H100 MIG 1g.10gb"
     processes: list[tuple[int, int | None]] = field(default_factory=list[tuple[int, int | None]])
+    gpm: tuple[float, float, float] = (0.0, 0.0, 0.0)  # as a GPU's
+    leaks: bool = False  # tells its parent's temperature, power and the like as its own
 
     def lines(self) -> Iterator[str]:
         yield f"mig_device {self.uuid} {self.gpu_instance} {self.compute_instance}"
         yield f"name {self.name}"
         yield from _memory(self.memory_gib, self.used_gib, 0)
         yield from _processes(self.processes)
-        for name, calls in _CALLS.items():
-            if name != "processes":
-                yield from (f"error {call} {NOT_SUPPORTED}" for call in calls)
-        yield f"error nvmlDeviceGetClockInfo {NOT_SUPPORTED}"
+        yield f"leaks {int(self.leaks)}"
+        yield from _gpm(self.gpm)
 
 
 @dataclass
@@ -76,16 +99,60 @@ class FakeGpu:
     memory_gib: float = 80
     used_gib: float = 0
     reserved_gib: float = 0.5
+    architecture: int = 9
+    compute_capability: tuple[int, int] = (9, 0)
+    vbios: str = "96.00.74.00.01"
     utilization_ratio: float | None = 0.0
+    memory_activity_ratio: float = 0.0
+    samples: list[tuple[int, int]] | None = field(default_factory=list[tuple[int, int]])  # microseconds, percent
+    generates_samples: bool = True  # beside those, one each sixth of a second
     temperature_c: int | None = 40
+    memory_temperature_c: int | None = 45
+    thermal_margin_c: int | None = 47
+    slowdown_c: int | None = 90
     power_w: float | None = 70
     power_limit_w: float | None = 700
     energy_j: float | None = 1000
     sm_clock_mhz: int = 1980
     memory_clock_mhz: int = 2619
+    sm_clock_max_mhz: int | None = 1995
+    memory_clock_max_mhz: int = 2625
     clock_event_reasons: int | None = 1
+    sw_power_cap_s: float | None = 1.5
+    thermal_policy_s: float | None = 6.5
+    sync_boost_s: float | None = 2.5
+    sw_thermal_s: float | None = 3.5
+    hw_thermal_s: float | None = 4.5
+    hw_power_brake_s: float | None = 5.5
+    performance_state: int | None = 8
+    corrected_ecc_errors: int | None = 0
     uncorrected_ecc_errors: int | None = 0
+    corrected_ecc_errors_lifetime: int | None = 0
+    uncorrected_ecc_errors_lifetime: int | None = 0
+    remapped_rows: tuple[int, int, bool, bool] | None = (
+        0,
+        0,
+        False,
+        False,
+    )  # correctable, uncorrectable, pending, failed
+    retired_pages: tuple[int, int, bool] | None = None
     recovery_action: RecoveryAction | int | None = RecoveryAction.NONE
+    pcie_generation: int | None = 4
+    pcie_generation_max: int = 5
+    pcie_lanes: int | None = 8
+    pcie_lanes_max: int = 16
+    pcie_replays: int | None = 0
+    pcie_transmit_bytes: int | None = 1000
+    pcie_receive_bytes: int | None = 2000
+    pcie_bits: int = 64
+    gpm: tuple[float, float, float] | None = (0.0, 0.0, 0.0)  # multiprocessors, tensor cores, memory; ratios
+    nvlink: tuple[int, int, int, int, int] | None = (
+        0,
+        0,
+        0,
+        0,
+        0,
+    )  # KiB sent and received; errors: crc, replay, recovery
     persistence: bool | None = True
     mig_enabled: bool | None = False
     migs: list[FakeMig] = field(default_factory=list[FakeMig])
@@ -105,18 +172,10 @@ class FakeGpu:
         yield f"minor {index if self.minor is None else self.minor}"
         yield f"pci {self.pci_bus_id}"
         yield from _memory(self.memory_gib, self.used_gib, self.reserved_gib)
-        yield f"utilization {(self.utilization_ratio or 0) * 100:.0f}"
-        yield f"temperature {self.temperature_c or 0}"
-        yield f"power {(self.power_w or 0) * 1000:.0f}"
-        yield f"power_limit {(self.power_limit_w or 0) * 1000:.0f}"
-        yield f"energy {(self.energy_j or 0) * 1000:.0f}"
-        yield f"sm_clock {self.sm_clock_mhz}"
-        yield f"memory_clock {self.memory_clock_mhz}"
-        yield f"reasons {self.clock_event_reasons or 0}"
-        yield f"ecc {self.uncorrected_ecc_errors or 0}"
-        yield f"recovery {_recovery(self.recovery_action)}"
-        yield f"persistence {int(self.persistence or 0)}"
-        yield f"mig {int(self.mig_enabled or 0)}"
+        yield f"vbios {self.vbios}"
+        yield from (f"{name} {value or 0:.0f}" for name, value in self._numbers())
+        yield from (f"sample {at_us} {percent}" for at_us, percent in self.samples or ())
+        yield from _gpm(self.gpm or (0, 0, 0))
         yield f"lost {int(self.lost)}"
         yield f"reset_required {int(self.reset_required)}"
         yield f"events {8 if self.reports_xids else 0}"
@@ -128,6 +187,43 @@ class FakeGpu:
                 yield from (f"error {call} {NOT_SUPPORTED}" for call in calls)
         for mig in self.migs:
             yield from mig.lines()
+
+    def _numbers(self) -> Iterator[tuple[str, float | None]]:
+        """As the library calls them, in NVML's units."""
+        yield "architecture", self.architecture
+        yield from zip(("capability_major", "capability_minor"), self.compute_capability, strict=True)
+        yield "utilization", (self.utilization_ratio or 0) * 100
+        yield "memory_activity", self.memory_activity_ratio * 100
+        yield "generates_samples", self.generates_samples
+        yield "temperature", self.temperature_c
+        yield "memory_temperature", self.memory_temperature_c
+        yield "margin", self.thermal_margin_c
+        yield "slowdown", self.slowdown_c
+        yield "power", (self.power_w or 0) * 1000
+        yield "power_limit", (self.power_limit_w or 0) * 1000
+        yield "energy", (self.energy_j or 0) * 1000
+        yield from (("sm_clock", self.sm_clock_mhz), ("memory_clock", self.memory_clock_mhz))
+        yield from (("sm_clock_max", self.sm_clock_max_mhz), ("memory_clock_max", self.memory_clock_max_mhz))
+        yield "reasons", self.clock_event_reasons
+        for name in ("sw_power_cap", "thermal_policy", "sync_boost", "sw_thermal", "hw_thermal", "hw_power_brake"):
+            yield name, (getattr(self, f"{name}_s") or 0) * 1e9
+        yield "pstate", self.performance_state
+        yield from (("ecc_corrected", self.corrected_ecc_errors), ("ecc", self.uncorrected_ecc_errors))
+        yield "ecc_corrected_lifetime", self.corrected_ecc_errors_lifetime
+        yield "ecc_lifetime", self.uncorrected_ecc_errors_lifetime
+        remapped = ("remapped_correctable", "remapped_uncorrectable", "remap_pending", "remap_failed")
+        yield from zip(remapped, self.remapped_rows or (0, 0, 0, 0), strict=True)
+        retired = ("retired_correctable", "retired_uncorrectable", "retired_pending")
+        yield from zip(retired, self.retired_pages or (0, 0, 0), strict=True)
+        yield "recovery", _recovery(self.recovery_action)
+        yield from (("pcie_generation", self.pcie_generation), ("pcie_generation_max", self.pcie_generation_max))
+        yield from (("pcie_lanes", self.pcie_lanes), ("pcie_lanes_max", self.pcie_lanes_max))
+        yield from (("pcie_replays", self.pcie_replays), ("pcie_bits", self.pcie_bits))
+        yield from (("pcie_transmit", self.pcie_transmit_bytes), ("pcie_receive", self.pcie_receive_bytes))
+        yield "gpm", self.gpm is not None
+        nvlink = ("nvlink_transmit", "nvlink_receive", "nvlink_crc", "nvlink_replay", "nvlink_recovery")
+        yield from zip(nvlink, self.nvlink or (0, 0, 0, 0, 0), strict=True)
+        yield from (("persistence", self.persistence), ("mig", self.mig_enabled))
 
 
 @dataclass
@@ -200,6 +296,11 @@ def _memory(total_gib: float, used_gib: float, reserved_gib: float) -> Iterator[
 def _processes(processes: list[tuple[int, int | None]]) -> Iterator[str]:
     for pid, memory_bytes in processes:
         yield f"process {pid} {2**64 - 1 if memory_bytes is None else memory_bytes}"
+
+
+def _gpm(ratios: tuple[float, float, float]) -> Iterator[str]:
+    for name, ratio in zip(("gpm_sm", "gpm_tensor", "gpm_dram"), ratios, strict=True):
+        yield f"{name} {ratio * 10000:.0f}"
 
 
 def _recovery(action: RecoveryAction | int | None) -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from appliance_agent.config import Config, MetricsConfig
 from appliance_agent.containers import ContainerSeen, EngineFacts, EngineSeen, ImageSeen
 from appliance_agent.evidence import Canary, Evidence, Outcome
-from appliance_agent.gpus import Gpu, GpuReading, GpuSnapshot, RecoveryAction, Xid
+from appliance_agent.gpus import Gpu, GpuPids, GpuProcess, GpuReading, GpuSnapshot, RecoveryAction, Xid
 from appliance_agent.slots import Cause, Entry, Host, Now, Pace, Quarantine, Refused, Slot
 from appliance_agent.snapshot import Snapshot
 from appliance_agent.spec import Injection, Release, SlotPlan
@@ -25,27 +25,74 @@ def uuid(index: int) -> str:
 
 
 def gpu(index: int, *, name: str = "NVIDIA H100 80GB HBM3") -> Gpu:
-    return Gpu(uuid(index), index, index, name, 80 * GIB, pci_bus_id=f"00000000:{0x10 + index:02X}:00.0")
+    return Gpu(
+        uuid(index), index, index, name, 80 * GIB, pci_bus_id=f"00000000:{0x10 + index:02X}:00.0",
+        architecture="Hopper", compute_capability="9.0", vbios_version="96.00.74.00.01",
+    )  # fmt: skip
 
 
 def reading(index: int) -> GpuReading:
+    """Of a card that tells everything; the last one is too old to remap rows."""
+    old = index == 7
     return GpuReading(
         at_s=NOW.mono_s - 0.5,
+        look_s=0.0015,
+        failed_calls=0,
         utilization_ratio=round(0.11 * index, 2),
+        memory_activity_ratio=round(0.07 * index, 2),
+        busy_s=1000.5 + index,
         memory_total_bytes=80 * GIB,
         memory_used_bytes=(40 + index) * GIB,
         memory_reserved_bytes=GIB // 2,
         temperature_c=50.0 + index,
+        memory_temperature_c=60.0 + index,
+        thermal_margin_c=37.0 - index,
         power_w=300.5 + index,
-        power_limit_w=700.0,
-        energy_j=1_234_567.25 + index,
         sm_clock_hz=1.98e9,
         memory_clock_hz=2.619e9,
-        clock_event_reasons=0,
-        uncorrected_ecc_errors=0,
+        clock_event_reasons=0x4 if index % 2 else 0,
+        sw_power_cap_s=12.5 + index,
+        sync_boost_s=0.0,
+        sw_thermal_s=1.25,
+        hw_thermal_s=0.5,
+        hw_power_brake_s=0.0,
+        performance_state=0,
         recovery_action=RecoveryAction.NONE,
-        persistence=True,
+        pcie_transmit_bytes=10**12 + index,
+        pcie_receive_bytes=2 * 10**12 + index,
         mig_enabled=False,
+        processes=(GpuProcess(5000 + index, 40 * GIB), *((GpuProcess(9, GIB),) if index == 1 else ())),
+        tens_at_s=NOW.mono_s - 4.5,
+        power_limit_w=700.0,
+        corrected_ecc_errors=index,
+        uncorrected_ecc_errors=0,
+        corrected_ecc_errors_lifetime=100 + index,
+        uncorrected_ecc_errors_lifetime=1,
+        pcie_generation=4 if index == 2 else 5,
+        pcie_lanes=16,
+        pcie_replays=3,
+        persistence=True,
+        sm_active_ratio=0.75,
+        tensor_active_ratio=0.25,
+        dram_active_ratio=0.875,
+        nvlink_transmit_bytes=4096,
+        nvlink_receive_bytes=8192,
+        nvlink_crc_errors=0,
+        nvlink_replay_errors=1,
+        nvlink_recovery_errors=2,
+        thirties_at_s=NOW.mono_s - 20.5,
+        energy_j=1_234_567.25 + index,
+        correctable_remapped_rows=None if old else 2,
+        uncorrectable_remapped_rows=None if old else 1,
+        row_remap_pending=None if old else False,
+        row_remap_failed=None if old else False,
+        correctable_retired_pages=4 if old else None,
+        uncorrectable_retired_pages=5 if old else None,
+        retired_pages_pending=True if old else None,
+        sm_clock_max_hz=1.995e9,
+        memory_clock_max_hz=2.625e9,
+        pcie_generation_max=5,
+        pcie_lanes_max=16,
     )
 
 
@@ -123,6 +170,7 @@ def evidence(index: int) -> Evidence:
         model_bytes=(22 + index) * GIB,
         vram_bytes=22 * GIB,
         context_tokens=8192,
+        gpu_pids=GpuPids(frozenset({5000 + index}), frozenset({9})),
         canaries=(canary(ended_s=NOW.mono_s - 14), canary(speed=41.5 - index / 10)),
     )
 
@@ -164,6 +212,8 @@ def good_night(count: int = 8) -> Snapshot:
             cuda_version="13.0",
             gpus=tuple(gpu(index) for index in indexes),
             readings={uuid(index): reading(index) for index in indexes},
+            process_cpu_s=412.25,
+            process_memory_bytes=21 * 1024 * 1024,
         ),
         evidence={index: evidence(index) for index in indexes},
         tick_s=0.002,
@@ -314,7 +364,9 @@ def mig() -> Snapshot:
     readings = {
         parent.uuid: reading(0),
         **{
-            device: GpuReading(at_s=NOW.mono_s - 0.5, memory_total_bytes=40 * GIB, memory_used_bytes=20 * GIB)
+            device: GpuReading(
+                at_s=NOW.mono_s - 0.5, memory_total_bytes=40 * GIB, memory_used_bytes=20 * GIB, dram_active_ratio=0.5
+            )
             for device in devices
         },
     }

@@ -175,6 +175,8 @@ def test_one_look_fails_where_nvml_does_not_work(host: GpuHost) -> None:
 
 
 def test_the_probe_names_every_call_with_its_answer_or_its_error(host: GpuHost) -> None:
+    for gpu in host.world.gpus:
+        gpu.retired_pages = (0, 0, False)
     host.world.gpus[1].temperature_c = host.world.gpus[1].recovery_action = None
     host.change()
     command = [*COMMAND, "--probe"]

@@ -12,7 +12,7 @@ from scraped import Scraped, with_probes
 from appliance_agent import catalogue, catalogue_gpu, catalogue_slots
 from appliance_agent.evidence import Outcome
 from appliance_agent.gpus import GpuReading, RecoveryAction, Xid
-from appliance_agent.metrics import XidTally
+from appliance_agent.metrics_gpu import XidTally
 from appliance_agent.states import Reason, State
 
 
@@ -154,12 +154,15 @@ def test_the_driver_asks_for_one_action_or_none() -> None:
     assert {slot for slot, _ in wanted} == {"0", "1", "2", "4", "5", "6", "7"}
 
 
-def test_of_a_mig_device_memory_is_its_own_and_power_is_nobodys() -> None:
+def test_of_a_mig_device_memory_and_activity_are_its_own_and_power_is_the_cards() -> None:
     scraped = Scraped(snapshots.mig())
 
     assert scraped.values("gpu_memory_total_bytes", "gpu") == {"0": 40 * 1024**3, "1": 40 * 1024**3}
-    assert scraped.values("gpu_power_watts", "gpu") == {}
-    assert scraped.values("gpu_info", "parent_uuid") == {snapshots.uuid(0): 1}
+    assert scraped.values("gpu_dram_active_ratio", "gpu") == {"0": 0.5, "1": 0.5}
+    assert scraped.values("gpu_power_watts", "gpu") == {"": 300.5}
+    assert scraped.values("gpu_power_watts", "uuid") == {snapshots.uuid(0): 300.5}
+    assert scraped.values("gpu_up", "gpu") == {"": 1, "0": 1, "1": 1}
+    assert scraped.values("gpu_info", "parent_uuid") == {snapshots.uuid(0): 1, "": 1}
     assert [
         scraped.value("gpu_xid_errors_total", gpu=gpu, uuid=f"MIG-0000000{gpu}-5a1e-4c0f-9d3b-0123456789ab", xid="79")
         for gpu in ("0", "1")

@@ -10,7 +10,7 @@ import pytest
 from appliance_agent.access_log import Access
 from appliance_agent.evidence import Evidence, Load, Running
 from appliance_agent.gpu_facts import GpuFacts, gpu_facts
-from appliance_agent.gpus import NO_GPUS, GpuProcess, GpuReading, GpuSnapshot
+from appliance_agent.gpus import NO_GPUS, GpuPids, GpuProcess, GpuReading, GpuSnapshot
 from appliance_agent.http import Meter
 from appliance_agent.ports import Target
 from appliance_agent.procfs import Processes
@@ -194,7 +194,13 @@ def placed(snapshot: GpuSnapshot, uuids: tuple[str, ...] = (GPU,), *, readable: 
     ],
 )
 def test_the_gpu_is_used_if_a_process_of_the_container_is_on_it(snapshot: GpuSnapshot, facts: GpuFacts) -> None:
-    assert placed(snapshot) == facts
+    assert replace(placed(snapshot), pids=None) == facts
+
+
+def test_processes_on_the_gpu_are_told_apart_by_whose_they_are() -> None:
+    assert placed(gpu(PID, STRANGER, RUNNER)).pids == GpuPids(frozenset({PID, RUNNER}), frozenset({STRANGER}))
+    assert placed(gpu(60)).pids == GpuPids(frozenset(), frozenset())  # just gone: nobody's
+    assert placed(gpu(STRANGER, up=False)).pids is None
 
 
 def test_processes_that_may_not_be_looked_at_are_unknown() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from appliance_agent.gpus import GpuPids
+
 
 class Outcome(Enum):
     """How a probe ended. Exported as a metric label."""
@@ -88,6 +90,7 @@ class Evidence:
     on_gpu: bool | None = None  # a process of the container is on its GPUs; None: cannot be seen
     on_gpu_since_s: float | None = None  # since when that is the answer
     gpu_memory_bytes: int | None = None  # of those processes
+    gpu_pids: GpuPids | None = None  # whose the processes on its GPUs are; None: cannot be seen
     progress_s: float | None = None  # when memory, disk reads or log lines last moved: a load that goes on
 
     @property

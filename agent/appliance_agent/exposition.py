@@ -22,7 +22,8 @@ from prometheus_client.registry import Collector
 
 from appliance_agent.events import Events
 from appliance_agent.metric import Kind
-from appliance_agent.metrics import Family, XidTally, families
+from appliance_agent.metrics import Family, families
+from appliance_agent.metrics_gpu import XidTally
 from appliance_agent.scrape_format import Format
 from appliance_agent.snapshot import Snapshot
 from appliance_agent.text_format import Labels, beginning, escaped, number

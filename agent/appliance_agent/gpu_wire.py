@@ -1,11 +1,17 @@
-"""The lines that the NVML process writes and the agent reads: JSON text in, values of `gpus` out, and back. Pure."""
+"""The lines that the NVML process writes and the agent reads: values of `gpus` to JSON text, and back. No I/O.
+
+A line a second must cost little: values stand in the order of a reading's fields, what is read seldom is sent when it
+differs from what was sent last, and who the GPUs are when that changes. The first line says which order it is.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Final
+import zlib
+from dataclasses import asdict, astuple, dataclass, fields
+from itertools import pairwise
+from operator import attrgetter
+from typing import Any, Final, cast
 
 from appliance_agent.gpus import Gpu, GpuProcess, GpuReading, GpuSnapshot, RecoveryAction, Xid
 
@@ -23,81 +29,139 @@ class Starting:
 
 Line = GpuSnapshot | Xid | Starting
 
-_GPU: Final = frozenset(field.name for field in fields(Gpu))
-_READING: Final = frozenset(field.name for field in fields(GpuReading))
+_NAMES: Final = tuple(field.name for field in fields(GpuReading))
+_BEGINNINGS: Final = (0, *map(_NAMES.index, ("tens_at_s", "thirties_at_s", "sm_clock_max_hz")), len(_NAMES))
+_GROUPS: Final = tuple(slice(*ends) for ends in pairwise(_BEGINNINGS))
+_GET: Final = tuple(attrgetter(*_NAMES[group]) for group in _GROUPS)
+_ACTION: Final = _NAMES.index("recovery_action")
+_PROCESSES: Final = _NAMES.index("processes")
+_ACTIONS: Final[dict[int | None, RecoveryAction | None]] = {
+    None: None,
+    **{action.value: action for action in RecoveryAction},
+}
+_LAYOUT: Final = zlib.crc32(repr((_NAMES, [field.name for field in fields(Gpu)])).encode())
+_SAME: Final = 0  # in the place of a group: as it was
+
+Group = tuple[Any, ...]
 
 
-def render(line: Line) -> bytes:
-    """One line with its line feed. What has its default is left out: most readings have holes."""
-    return json.dumps(_value(line), separators=(",", ":")).encode() + b"\n"
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, RecoveryAction) else astuple(value)  # type: ignore[call-overload]
 
 
-def parse(line: bytes) -> Line:
-    """Raises WireError."""
-    try:
-        value = json.loads(line)
-        if "starting" in value:
-            return Starting(at_s=float(value["starting"]))
-        if "xid" in value:
-            uuid, code, at_s = value["xid"]
-            return Xid(uuid=str(uuid), code=int(code), at_s=float(at_s))
-        return _snapshot(value)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WireError(f"not a line of the NVML process: {line[:80]!r}") from error
+_JSON: Final = json.JSONEncoder(separators=(",", ":"), default=_plain)
 
 
-def _value(line: Line) -> Mapping[str, Any]:
-    if isinstance(line, Starting):
-        return {"starting": line.at_s}
-    if isinstance(line, Xid):
-        return {"xid": [line.uuid, line.code, line.at_s]}
-    return {
-        "at_s": line.at_s,
-        "up": line.up,
-        "because": line.because,
-        "driver": line.driver_version,
-        "cuda": line.cuda_version,
-        "gpus": [_filled(gpu) for gpu in line.gpus],
-        "readings": {uuid: _reading(reading) for uuid, reading in line.readings.items()},
-    }
+def for_people(snapshot: GpuSnapshot) -> str:
+    """One line of JSON with every name, and without what is not known."""
+    return _JSON.encode(_known(asdict(snapshot)))
 
 
-def _snapshot(value: Mapping[str, Any]) -> GpuSnapshot:
-    return GpuSnapshot(
-        at_s=float(value["at_s"]),
-        up=bool(value["up"]),
-        because=str(value["because"]),
-        driver_version=str(value["driver"]),
-        cuda_version=str(value["cuda"]),
-        gpus=tuple(Gpu(**_known(gpu, _GPU)) for gpu in value["gpus"]),
-        readings={str(uuid): _parsed_reading(reading) for uuid, reading in value["readings"].items()},
-    )
-
-
-def _filled(value: Gpu | GpuReading) -> dict[str, Any]:
-    pairs = ((field, getattr(value, field.name)) for field in fields(value))
-    return {field.name: content for field, content in pairs if content != field.default}
-
-
-def _reading(reading: GpuReading) -> dict[str, Any]:
-    value = _filled(reading)
-    if reading.recovery_action is not None:
-        value["recovery_action"] = reading.recovery_action.value
-    if reading.processes is not None:
-        value["processes"] = [[process.pid, process.memory_bytes] for process in reading.processes]
+def _known(value: object) -> object:
+    if isinstance(value, dict):
+        pairs = cast("dict[str, object]", value).items()
+        return {name: _known(content) for name, content in pairs if content is not None}
+    if isinstance(value, list | tuple):
+        return [_known(content) for content in cast("tuple[object, ...]", value)]
     return value
 
 
-def _parsed_reading(value: Mapping[str, Any]) -> GpuReading:
-    known = _known(value, _READING)
-    if "recovery_action" in known:
-        known["recovery_action"] = RecoveryAction(known["recovery_action"])
-    if "processes" in known:
-        known["processes"] = tuple(GpuProcess(pid, memory_bytes) for pid, memory_bytes in known["processes"])
-    return GpuReading(**known)
+class Writer:
+    """Of one process; used by one thread for snapshots, and by any for the rest."""
+
+    def __init__(self) -> None:
+        self._sent: dict[str, list[Group]] = {}
+        self._host: tuple[Any, ...] = ()
+
+    def render(self, line: Line) -> bytes:
+        """One line with its line feed."""
+        return _JSON.encode(self._value(line)).encode() + b"\n"
+
+    def _value(self, line: Line) -> dict[str, Any]:
+        match line:
+            case Starting():
+                return {"starting": line.at_s, "layout": _LAYOUT}
+            case Xid():
+                return {"xid": [line.uuid, line.code, line.at_s]}
+            case GpuSnapshot():
+                return self._snapshot(line)
+
+    def _snapshot(self, snapshot: GpuSnapshot) -> dict[str, Any]:
+        host = (snapshot.driver_version, snapshot.cuda_version, snapshot.gpus)
+        value: dict[str, Any] = {
+            "at": snapshot.at_s,
+            "up": snapshot.up,
+            "because": snapshot.because,
+            "process": (snapshot.process_cpu_s, snapshot.process_memory_bytes),
+            "readings": {uuid: self._groups(uuid, reading) for uuid, reading in snapshot.readings.items()},
+        }
+        if host != self._host:
+            self._host = host
+            value["host"] = host
+        self._sent = {uuid: sent for uuid, sent in self._sent.items() if uuid in snapshot.readings}
+        return value
+
+    def _groups(self, uuid: str, reading: GpuReading) -> list[Group | int]:
+        groups = [get(reading) for get in _GET]
+        sent = self._sent.get(uuid)
+        self._sent[uuid] = groups
+        if sent is None:
+            return list(groups)
+        return [groups[0], *(_SAME if new == old else new for new, old in zip(groups[1:], sent[1:], strict=True))]
 
 
-def _known(value: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    if not names.issuperset(value):
-        raise WireError(f"unknown words of the NVML process: {sorted(set(value) - names)}")
-    return dict(value)
+class Reader:
+    """Of one process, from its first line on."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, list[Group]] = {}
+        self._host: tuple[str, str, tuple[Gpu, ...]] = ("", "", ())
+
+    def parse(self, line: bytes) -> Line:
+        """Raises WireError."""
+        try:
+            value = json.loads(line)
+            if "starting" in value:
+                if value["layout"] != _LAYOUT:
+                    raise WireError("the NVML process is of another version than the agent")
+                return Starting(at_s=float(value["starting"]))
+            if "xid" in value:
+                uuid, code, at_s = value["xid"]
+                return Xid(uuid=str(uuid), code=int(code), at_s=float(at_s))
+            return self._snapshot(value)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            raise WireError(f"not a line of the NVML process: {line[:80]!r}") from error
+
+    def _snapshot(self, value: Any) -> GpuSnapshot:
+        if "host" in value:
+            driver, cuda, gpus = value["host"]
+            self._host = (str(driver), str(cuda), tuple(Gpu(*gpu) for gpu in gpus))
+        known = self._known
+        self._known = {
+            str(uuid): [
+                known[uuid][place] if group == _SAME else tuple(group) for place, group in enumerate(groups)
+            ]
+            for uuid, groups in value["readings"].items()
+        }  # fmt: skip
+        cpu_s, memory_bytes = value["process"]
+        return GpuSnapshot(
+            at_s=float(value["at"]),
+            up=bool(value["up"]),
+            because=str(value["because"]),
+            driver_version=self._host[0],
+            cuda_version=self._host[1],
+            gpus=self._host[2],
+            readings={uuid: _reading(groups) for uuid, groups in self._known.items()},
+            process_cpu_s=cpu_s,
+            process_memory_bytes=memory_bytes,
+        )
+
+
+def _reading(groups: list[Group]) -> GpuReading:
+    values = [value for group in groups for value in group]
+    if len(values) != len(_NAMES):
+        raise ValueError("a reading has another length")
+    values[_ACTION] = _ACTIONS[values[_ACTION]]
+    if values[_PROCESSES] is not None:
+        values[_PROCESSES] = tuple(GpuProcess(*process) for process in values[_PROCESSES])
+    return GpuReading(*values)

@@ -20,6 +20,9 @@ class Gpu:
     parent_uuid: str = ""  # of a MIG device
     gpu_instance: int | None = None  # of a MIG device
     compute_instance: int | None = None
+    architecture: str = ""
+    compute_capability: str = ""
+    vbios_version: str = ""
 
     @property
     def is_mig(self) -> bool:
@@ -43,34 +46,90 @@ class GpuProcess:
     memory_bytes: int | None  # None where the driver does not tell
 
 
+@dataclass(frozen=True, slots=True)
+class GpuPids:
+    """Processes on the GPUs of a slot, by whether they belong to its container."""
+
+    own: frozenset[int]
+    foreign: frozenset[int]
+
+
 # Of NVML's clock event reasons those that no user asks for: slowed down by the hardware, by temperature, by the power supply.
 SLOWDOWNS = 0x8 | 0x20 | 0x40 | 0x80
 
 
 @dataclass(frozen=True, slots=True)
 class GpuReading:
-    """One look at one GPU. None: the card, the driver or the mode does not support it, which is not zero."""
+    """One look at one GPU. None: the card, the driver or the mode does not support it, which is not zero.
+
+    What costs the driver little is read every second, the rest is as old as `tens_at_s` and `thirties_at_s` say; the
+    NVML process sends it when it was read anew, and names its beginnings by these two and `sm_clock_max_hz`.
+    """
 
     at_s: float  # CLOCK_MONOTONIC
     lost: bool = False  # NVML says GPU_IS_LOST
     reset_required: bool = False  # NVML says RESET_REQUIRED
     error: str = ""  # of the call that failed otherwise
+    look_s: float | None = None  # how long this look took
+    failed_calls: int | None = None  # since NVML was opened, those left out that are not supported
     utilization_ratio: float | None = None
+    memory_activity_ratio: float | None = None
+    busy_s: float | None = None  # since the NVML process began
     memory_total_bytes: int | None = None
     memory_used_bytes: int | None = None
     memory_reserved_bytes: int | None = None
     temperature_c: float | None = None
+    memory_temperature_c: float | None = None
+    thermal_margin_c: float | None = None  # to the nearest threshold of a slowdown
     power_w: float | None = None
-    power_limit_w: float | None = None
-    energy_j: float | None = None  # since the driver was loaded
     sm_clock_hz: float | None = None
     memory_clock_hz: float | None = None
     clock_event_reasons: int | None = None  # NVML's bit mask
-    uncorrected_ecc_errors: int | None = None  # since the driver was loaded
+    sw_power_cap_s: float | None = None  # for how long clocks were held down, since the driver was loaded
+    sync_boost_s: float | None = None
+    sw_thermal_s: float | None = None
+    hw_thermal_s: float | None = None
+    hw_power_brake_s: float | None = None
+    performance_state: int | None = None
     recovery_action: RecoveryAction | None = None
-    persistence: bool | None = None
+    pcie_transmit_bytes: int | None = None  # since the NVML process began
+    pcie_receive_bytes: int | None = None
     mig_enabled: bool | None = None
     processes: tuple[GpuProcess, ...] | None = None
+    # every ten seconds
+    tens_at_s: float | None = None
+    power_limit_w: float | None = None
+    corrected_ecc_errors: int | None = None  # since the driver was loaded
+    uncorrected_ecc_errors: int | None = None
+    corrected_ecc_errors_lifetime: int | None = None
+    uncorrected_ecc_errors_lifetime: int | None = None
+    pcie_generation: int | None = None
+    pcie_lanes: int | None = None
+    pcie_replays: int | None = None
+    persistence: bool | None = None
+    sm_active_ratio: float | None = None  # GPM, over the last ten seconds
+    tensor_active_ratio: float | None = None
+    dram_active_ratio: float | None = None
+    nvlink_transmit_bytes: int | None = None
+    nvlink_receive_bytes: int | None = None
+    nvlink_crc_errors: int | None = None
+    nvlink_replay_errors: int | None = None
+    nvlink_recovery_errors: int | None = None
+    # every thirty seconds
+    thirties_at_s: float | None = None
+    energy_j: float | None = None  # since the driver was loaded
+    correctable_remapped_rows: int | None = None
+    uncorrectable_remapped_rows: int | None = None
+    row_remap_pending: bool | None = None
+    row_remap_failed: bool | None = None
+    correctable_retired_pages: int | None = None
+    uncorrectable_retired_pages: int | None = None
+    retired_pages_pending: bool | None = None
+    # once
+    sm_clock_max_hz: float | None = None
+    memory_clock_max_hz: float | None = None
+    pcie_generation_max: int | None = None
+    pcie_lanes_max: int | None = None
 
     @property
     def sound(self) -> bool:
@@ -101,6 +160,8 @@ class GpuSnapshot:
     cuda_version: str = ""
     gpus: tuple[Gpu, ...] = ()  # in NVML's order, MIG devices behind their parent
     readings: Mapping[str, GpuReading] = field(default_factory=dict[str, GpuReading])  # by UUID
+    process_cpu_s: float | None = None  # of the process that asks NVML
+    process_memory_bytes: int | None = None
     xids: tuple[Xid, ...] = ()  # since the agent started, oldest first; at most the last 200
 
     def gpu(self, uuid: str) -> Gpu | None:

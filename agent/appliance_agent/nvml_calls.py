@@ -1,28 +1,32 @@
-"""Every call of NVML that the agent makes, as tables: what is asked of one GPU, and what its answer fills in a reading.
+"""The door to `pynvml`: NVML's return codes, and calls of its functions without the costly wrappers around them.
 
-The one door to `pynvml`, and only the NVML process may pass it: a call that hangs in the driver cannot be ended.
+Only the NVML process may pass it: a call that hangs in the driver cannot be ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
 import pynvml  # pyright: ignore[reportMissingTypeStubs]
 
-from appliance_agent.gpus import GpuProcess, RecoveryAction
+from appliance_agent.gpu_meters import Busy, Bytes
 
 nvml: Any = pynvml
 Handle = Any  # a pointer of ctypes
-Values = Mapping[str, Any]  # fields of a GpuReading
+Values = dict[str, Any]  # fields of a GpuReading
 NvmlError: type[Exception] = pynvml.NVMLError
 
-_RATIO: Final = 0.01
-_MILLI: Final = 0.001
-_MEGA: Final = 1e6
 XID_EVENT: Final = 0x8
+SUCCESS: Final = 0
+NOT_SUPPORTED: Final = 3
+NOT_FOUND: Final = 6
+TOO_SMALL: Final = 7
+FUNCTION_NOT_FOUND: Final = 13
+UNKNOWN: Final = 999  # NVML's own code for what it cannot explain
 
 
 class Fault(Enum):
@@ -65,165 +69,117 @@ _INIT_WORDS: Final = {
 
 
 def code_of(error: Exception) -> int:
-    """999 is NVML's own code for what it cannot explain."""
-    return int(getattr(error, "value", 999))
+    if isinstance(error, AttributeError):  # the installed pynvml or library is older than the call
+        return FUNCTION_NOT_FOUND
+    return int(getattr(error, "value", UNKNOWN))
 
 
-def fault_of(error: Exception) -> Fault:
-    if isinstance(error, AttributeError):  # the installed pynvml is older than the call
-        return Fault.UNSUPPORTED
-    return _FAULTS.get(code_of(error), Fault.OTHER)
+def fault_of(code: int) -> Fault:
+    return _FAULTS.get(code, Fault.OTHER)
 
 
-def why_not_up(error: Exception) -> str:
-    return _INIT_WORDS.get(code_of(error), f"NVML cannot be initialised: {str(error).lower()}")
+def words_of(code: int) -> str:
+    return str(NvmlError(code)).lower()
+
+
+def why_not_up(code: int) -> str:
+    return _INIT_WORDS.get(code, f"NVML cannot be initialised: {words_of(code)}")
+
+
+def function(name: str) -> Callable[..., int]:
+    """Of the library that pynvml has loaded. Raises AttributeError if it has no such function."""
+    return getattr(nvml.nvmlLib, name)  # type: ignore[no-any-return]
+
+
+@dataclass(slots=True)
+class Meters:
+    """Of one GPU, for as long as the NVML process lives."""
+
+    busy: Busy = field(default_factory=Busy)
+    pcie: dict[str, Bytes] = field(default_factory=dict[str, Bytes])
+
+
+@dataclass(slots=True)
+class Subject:
+    """Whom a question is about. A MIG device has a parent, which alone knows some of it."""
+
+    handle: Handle
+    meters: Meters
+    parent: Handle | None = None
+    gpu_instance: int = 0
+
+
+Ask = Callable[[Values], int]  # asks, puts the answers into the values, and returns NVML's code
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
+    """What `prepare` makes is asked over and over. It may raise AttributeError: the library lacks the function."""
+
     name: str
-    ask: Callable[[Handle], Values]
+    prepare: Callable[[Subject], Ask]
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """The first of `calls` that the GPU supports answers; it is left out where a field has answered already."""
+def number(
+    name: str,
+    gives: str,
+    *arguments: int,
+    kind: Any = ctypes.c_uint,
+    read: Callable[[int], Any] | None = None,
+) -> Call:
+    """A function that writes one number; where `read` makes None of it, it says nothing."""
 
-    gives: str
-    calls: tuple[Call, ...]
+    def prepare(subject: Subject) -> Ask:
+        asked, buffer = function(name), kind()
+        words = (subject.handle, *arguments, ctypes.byref(buffer))
 
+        def ask(values: Values) -> int:
+            code = asked(*words)
+            if not code:
+                value = buffer.value if read is None else read(buffer.value)
+                if value is not None:
+                    values[gives] = value
+            return code
 
-@dataclass(frozen=True, slots=True)
-class Field:
-    """An entry of nvmlDeviceGetFieldValues."""
+        return ask
 
-    id: int
-    name: str
-    gives: str
-    scale: float = 1.0
-
-    @property
-    def key(self) -> str:
-        return f"field {self.id}"
-
-
-FIELDS: Final = (
-    Field(185, "POWER_AVERAGE", "power_w", _MILLI),
-    Field(190, "POWER_CURRENT_LIMIT", "power_limit_w", _MILLI),
-    Field(83, "TOTAL_ENERGY_CONSUMPTION", "energy_j", _MILLI),
-    Field(4, "ECC_DBE_VOL_TOTAL", "uncorrected_ecc_errors"),
-    Field(230, "GET_GPU_RECOVERY_ACTION", "recovery_action"),
-)
-COSTLY: Final = frozenset({"energy_j"})  # 3 to 5 ms of the driver's time each, on an H200
-FIELD_BATCH: Final = "nvmlDeviceGetFieldValues"
+    return Call(f"{name}({', '.join(map(str, arguments))})" if arguments else name, prepare)
 
 
-def ask_fields(handle: Handle, wanted: tuple[Field, ...]) -> tuple[tuple[Field, int, Any, int], ...]:
-    """For each field: its return code, its value, and what it cost the driver in microseconds."""
-    answers = nvml.nvmlDeviceGetFieldValues(handle, [field.id for field in wanted])
-    return tuple(
-        (field, int(answer.nvmlReturn), _field_value(answer, field), int(answer.latencyUsec))
-        for field, answer in zip(wanted, answers, strict=True)
-    )
+def numbers(name: str, reads: dict[str, Callable[[int], Any]], *arguments: int, kind: Any = ctypes.c_uint) -> Call:
+    """A function that writes several numbers, through a pointer each."""
+
+    def prepare(subject: Subject) -> Ask:
+        asked, buffer = function(name), (kind * len(reads))()
+        size = ctypes.sizeof(kind)
+        pointers = (ctypes.byref(buffer, place * size) for place in range(len(reads)))
+        words = (subject.handle, *arguments, *pointers)
+
+        def ask(values: Values) -> int:
+            code = asked(*words)
+            if not code:
+                for (gives, read), value in zip(reads.items(), buffer, strict=True):
+                    values[gives] = read(value)
+            return code
+
+        return ask
+
+    return Call(name, prepare)
 
 
-_UNION_MEMBERS: Final = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by NVML's value type
+def structure(name: str, made: Callable[[], Any], store: Callable[[Values, Any], None], *, title: str = "") -> Call:
+    """A function that fills a structure."""
 
+    def prepare(subject: Subject) -> Ask:
+        asked, buffer = function(name), made()
+        words = (subject.handle, ctypes.byref(buffer))
 
-def _field_value(answer: Any, field: Field) -> Any:
-    if answer.nvmlReturn:
-        return None
-    kind = int(answer.valueType)
-    number = getattr(answer.value, _UNION_MEMBERS[kind] if kind < len(_UNION_MEMBERS) else "ullVal")
-    if field.gives == "recovery_action":
-        known = number in {action.value for action in RecoveryAction}
-        return RecoveryAction(number) if known else RecoveryAction.OTHER
-    return number * field.scale if field.scale != 1.0 else int(number)
+        def ask(values: Values) -> int:
+            code = asked(*words)
+            if not code:
+                store(values, buffer)
+            return code
 
+        return ask
 
-def _memory_v2(handle: Handle) -> Values:
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
-    return {
-        "memory_total_bytes": memory.total,
-        "memory_used_bytes": memory.used,
-        "memory_reserved_bytes": memory.reserved,
-    }
-
-
-def _memory_v1(handle: Handle) -> Values:
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    return {"memory_total_bytes": memory.total, "memory_used_bytes": memory.used}
-
-
-def _processes(call: str) -> Callable[[Handle], Values]:
-    def ask(handle: Handle) -> Values:
-        found = getattr(nvml, call)(handle)
-        return {"processes": tuple(GpuProcess(process.pid, process.usedGpuMemory) for process in found)}
-
-    return ask
-
-
-def _number(name: str, gives: str, *arguments: Any, scale: float = 1.0) -> Call:
-    def ask(handle: Handle) -> Values:
-        number = getattr(nvml, name)(handle, *arguments)
-        return {gives: number * scale if scale != 1.0 else number}
-
-    return Call(f"{name}({', '.join(map(str, arguments))})" if arguments else name, ask)
-
-
-def _question(gives: str, *calls: Call) -> Question:
-    return Question(gives, calls)
-
-
-QUESTIONS: Final = (
-    _question(
-        "utilization_ratio",
-        Call(
-            "nvmlDeviceGetUtilizationRates",
-            lambda handle: {"utilization_ratio": nvml.nvmlDeviceGetUtilizationRates(handle).gpu * _RATIO},
-        ),
-    ),
-    _question(
-        "memory_total_bytes",
-        Call("nvmlDeviceGetMemoryInfo_v2", _memory_v2),
-        Call("nvmlDeviceGetMemoryInfo", _memory_v1),
-    ),
-    _question("temperature_c", _number("nvmlDeviceGetTemperature", "temperature_c", pynvml.NVML_TEMPERATURE_GPU)),
-    _question("power_w", _number("nvmlDeviceGetPowerUsage", "power_w", scale=_MILLI)),
-    _question("power_limit_w", _number("nvmlDeviceGetEnforcedPowerLimit", "power_limit_w", scale=_MILLI)),
-    _question("energy_j", _number("nvmlDeviceGetTotalEnergyConsumption", "energy_j", scale=_MILLI)),
-    _question("sm_clock_hz", _number("nvmlDeviceGetClockInfo", "sm_clock_hz", pynvml.NVML_CLOCK_SM, scale=_MEGA)),
-    _question(
-        "memory_clock_hz", _number("nvmlDeviceGetClockInfo", "memory_clock_hz", pynvml.NVML_CLOCK_MEM, scale=_MEGA)
-    ),
-    _question(
-        "clock_event_reasons",
-        _number("nvmlDeviceGetCurrentClocksEventReasons", "clock_event_reasons"),
-        _number("nvmlDeviceGetCurrentClocksThrottleReasons", "clock_event_reasons"),
-    ),
-    _question(
-        "uncorrected_ecc_errors",
-        _number(
-            "nvmlDeviceGetTotalEccErrors",
-            "uncorrected_ecc_errors",
-            pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
-            pynvml.NVML_VOLATILE_ECC,
-        ),
-    ),
-    _question(
-        "persistence",
-        Call(
-            "nvmlDeviceGetPersistenceMode",
-            lambda handle: {"persistence": bool(nvml.nvmlDeviceGetPersistenceMode(handle))},
-        ),
-    ),
-    _question(
-        "mig_enabled",
-        Call("nvmlDeviceGetMigMode", lambda handle: {"mig_enabled": bool(nvml.nvmlDeviceGetMigMode(handle)[0])}),
-    ),
-    _question(
-        "processes",
-        Call("nvmlDeviceGetComputeRunningProcesses_v3", _processes("nvmlDeviceGetComputeRunningProcesses_v3")),
-        Call("nvmlDeviceGetComputeRunningProcesses_v2", _processes("nvmlDeviceGetComputeRunningProcesses_v2")),
-    ),
-)
+    return Call(title or name, prepare)

@@ -1,7 +1,8 @@
 """The process that alone speaks to NVML: a line a second to stdout, an XID at once; it ends when stdin does.
 
-A call that hangs in the driver hangs only this process, which the agent then abandons. `--once` prints one line and
-`--probe` a table of every call, both for people; `--faster=10` divides all intervals, for tests.
+A call that hangs in the driver hangs only this process, which the agent then abandons. `--nvlink` asks for NVLink's counters
+too. `--once` prints one line and `--probe` a table of every call, both for people; `--faster=10` divides all
+intervals, for tests.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from appliance_agent.gpu_wire import Line, Starting, render
+from appliance_agent.gpu_wire import Line, Starting, Writer, for_people
 from appliance_agent.gpus import Gpu, GpuSnapshot
+from appliance_agent.nvml_pace import Pace
 
 if TYPE_CHECKING:
+    from appliance_agent.nvml_calls import Meters
     from appliance_agent.nvml_events import XidWatch
     from appliance_agent.nvml_session import Session
 
@@ -31,10 +34,11 @@ class Pipe:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._writer = Writer()
 
     def write(self, line: Line) -> None:
-        rest = memoryview(render(line))
         with self._lock:
+            rest = memoryview(self._writer.render(line))
             try:
                 while rest:
                     rest = rest[os.write(1, rest) :]
@@ -45,9 +49,11 @@ class Pipe:
 class Watch:
     """Opens NVML, looks, opens it again when it went down."""
 
-    def __init__(self, pipe: Pipe, *, faster: float) -> None:
+    def __init__(self, pipe: Pipe, *, faster: float, with_nvlink: bool) -> None:
         self._pipe = pipe
         self._faster = faster
+        self._with_nvlink = with_nvlink
+        self._meters: Mapping[str, Meters] = {}
         self._session: Session | None = None
         self._xids: XidWatch | None = None
         self._known: tuple[Gpu, ...] = ()
@@ -55,7 +61,7 @@ class Watch:
         self._tried_s = float("-inf")
 
     def tick(self) -> None:
-        from appliance_agent.nvml_session import NvmlDownError  # noqa: PLC0415 - it needs pynvml
+        from appliance_agent.nvml_device import NvmlDownError  # noqa: PLC0415 - it needs pynvml
 
         now_s = time.monotonic()
         try:
@@ -74,17 +80,11 @@ class Watch:
         self._pipe.write(self._down)
 
     def _open(self, now_s: float) -> None:
-        from appliance_agent.nvml_session import Pace, Session  # noqa: PLC0415 - it needs pynvml
+        from appliance_agent.nvml_session import Session  # noqa: PLC0415 - it needs pynvml
 
         self._pipe.write(Starting(at_s=now_s))
-        usual = Pace()
-        pace = Pace(
-            enumerate_s=usual.enumerate_s / self._faster,
-            reopen_s=usual.reopen_s / self._faster,
-            seldom_s=usual.seldom_s / self._faster,
-            return_s=usual.return_s / self._faster,
-        )
-        session = Session(self._known, pace)
+        pace = Pace().faster(self._faster)
+        session = Session(self._known, pace, meters=self._meters, with_nvlink=self._with_nvlink)
         session.open(now_s)
         self._session = session
 
@@ -103,7 +103,7 @@ class Watch:
         if self._xids:
             self._xids.close()
         if self._session:
-            self._known = self._session.gpus
+            self._known, self._meters = self._session.gpus, self._session.meters
             self._session.close()
         self._xids = self._session = None
 
@@ -124,13 +124,13 @@ def _give_back_memory() -> None:
         trim(0)
 
 
-def _serve(*, faster: float) -> None:
+def _serve(*, faster: float, with_nvlink: bool) -> None:
     threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     pipe = Pipe()
     pipe.write(Starting(at_s=time.monotonic()))
     missing = _bindings_missing()
     _give_back_memory()
-    watch = Watch(pipe, faster=faster)
+    watch = Watch(pipe, faster=faster, with_nvlink=with_nvlink)
     next_s = time.monotonic()
     while True:
         if missing:
@@ -150,7 +150,8 @@ def _bindings_missing() -> str | None:
 
 
 def _once() -> int:
-    from appliance_agent.nvml_session import NvmlDownError, Session  # noqa: PLC0415 - it needs pynvml
+    from appliance_agent.nvml_device import NvmlDownError  # noqa: PLC0415 - it needs pynvml
+    from appliance_agent.nvml_session import Session  # noqa: PLC0415 - it needs pynvml
 
     session, now_s = Session(), time.monotonic()
     try:
@@ -159,7 +160,7 @@ def _once() -> int:
         session.close()
     except NvmlDownError as error:
         snapshot = GpuSnapshot(at_s=now_s, up=False, because=str(error))
-    Pipe().write(snapshot)
+    print(for_people(snapshot), flush=True)  # noqa: T201 - for people
     return 0 if snapshot.up else 1
 
 
@@ -180,7 +181,7 @@ def main(arguments: Sequence[str]) -> int:
         return _once()
     if "probe" in words:
         return _probe()
-    _serve(faster=float(words.get("faster", 1)))
+    _serve(faster=float(words.get("faster", 1)), with_nvlink="nvlink" in words)
     return 0
 
 

@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from appliance_agent import nvml_calls
 from appliance_agent.gpus import Xid
-from appliance_agent.nvml_calls import XID_EVENT, Fault, Handle, nvml
-from appliance_agent.nvml_session import address_of
+from appliance_agent.nvml_calls import XID_EVENT, Fault, Handle, NvmlError, code_of, fault_of, nvml
+from appliance_agent.nvml_identity import address_of
 
 _WAIT_MS: Final = 1000  # how long `close` may have to wait
 
@@ -33,7 +32,7 @@ class XidWatch:
         """A GPU that reports no XIDs is left out; without any there is nothing to wait for."""
         try:
             self._events = nvml.nvmlEventSetCreate()
-        except nvml_calls.NvmlError:
+        except NvmlError:
             return
         if [handle for handle in self._handles.values() if self._register(handle)]:
             self._thread.start()
@@ -43,7 +42,7 @@ class XidWatch:
             if not nvml.nvmlDeviceGetSupportedEventTypes(handle) & XID_EVENT:
                 return False
             nvml.nvmlDeviceRegisterEvents(handle, XID_EVENT, self._events)
-        except nvml_calls.NvmlError:
+        except NvmlError:
             return False
         return True
 
@@ -54,7 +53,7 @@ class XidWatch:
         if self._events is not None:
             try:
                 nvml.nvmlEventSetFree(self._events)
-            except nvml_calls.NvmlError:
+            except NvmlError:
                 return  # NVML is down, and its sets with it
 
     def _run(self) -> None:
@@ -62,8 +61,8 @@ class XidWatch:
         while not self._over.is_set():
             try:
                 event = nvml.nvmlEventSetWait_v2(self._events, _WAIT_MS)
-            except nvml_calls.NvmlError as error:
-                if nvml_calls.fault_of(error) is not Fault.NOT_NOW:
+            except NvmlError as error:
+                if fault_of(code_of(error)) is not Fault.NOT_NOW:
                     self._over.wait(_WAIT_MS / 1000)  # a lost GPU makes some drivers answer at once, for ever
                 continue
             uuid = by_address.get(address_of(event.device), "")

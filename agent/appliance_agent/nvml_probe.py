@@ -8,10 +8,23 @@ from functools import partial
 from statistics import median
 from typing import Any, Final
 
-from appliance_agent import nvml_calls
-from appliance_agent.gpu_wire import render
-from appliance_agent.nvml_calls import FIELD_BATCH, FIELDS, QUESTIONS, XID_EVENT, Call, Handle, nvml
-from appliance_agent.nvml_session import NvmlDownError, Session
+from appliance_agent.gpu_wire import Writer
+from appliance_agent.nvml_calls import (
+    XID_EVENT,
+    Ask,
+    Call,
+    Handle,
+    Meters,
+    NvmlError,
+    Subject,
+    Values,
+    code_of,
+    nvml,
+)
+from appliance_agent.nvml_device import NvmlDownError
+from appliance_agent.nvml_fields import FIELD_BATCH, FIELDS, NVLINK_FIELDS, Batch
+from appliance_agent.nvml_questions import QUESTIONS
+from appliance_agent.nvml_session import Session
 
 _ROUNDS: Final = 20
 _WIDTH: Final = 60
@@ -52,31 +65,46 @@ def probe() -> Iterator[str]:
 def _gpu(handle: Handle) -> Iterator[str]:
     for name in _IDENTITY:
         yield _row(name, partial(_named, name, handle))
+    subject = Subject(handle, Meters())
     for question in QUESTIONS:
         for call in question.calls:
-            yield _row(call.name, partial(_answer, call, handle))
-    yield _row(f"{FIELD_BATCH}, all {len(FIELDS)}", lambda: nvml_calls.ask_fields(handle, FIELDS) and "answered")
-    try:
-        answers = nvml_calls.ask_fields(handle, FIELDS)
-    except nvml_calls.NvmlError:
-        return
-    for field, code, value, latency_us in answers:
-        shown = f"error {code}: {nvml_calls.NvmlError(code)}" if code else f"{field.gives}={value}"
-        yield f"  field {field.id:3} {field.name:<38} driver says {latency_us:8} us  {shown}"
+            yield _row(call.name, _repeated(call, subject))
+    batch = Batch(subject, (*FIELDS, *NVLINK_FIELDS))
+    yield _row(f"{FIELD_BATCH}, all {len(batch.fields)}", lambda: _checked(batch.ask(), "answered"))
+    for answer in batch.answers():
+        field = answer.field
+        shown = f"error {answer.code}: {NvmlError(answer.code)}" if answer.code else f"{field.gives}={answer.value}"
+        width = f"{answer.bits} bits"
+        yield f"  field {field.id:3} {field.name:<38} driver says {answer.latency_us:8} us  {width}  {shown}"
 
 
 def _named(name: str, *arguments: Any) -> Any:
     return getattr(nvml, name)(*arguments)
 
 
-def _answer(call: Call, handle: Handle) -> str:
-    return " ".join(f"{name}={value}" for name, value in call.ask(handle).items())
+def _repeated(call: Call, subject: Subject) -> Callable[[], str]:
+    prepared: list[Ask] = []
+
+    def ask() -> str:
+        if not prepared:
+            prepared.append(call.prepare(subject))
+        values: Values = {}
+        code = prepared[0](values)
+        return _checked(code, " ".join(f"{name}={value}" for name, value in values.items()))
+
+    return ask
+
+
+def _checked(code: int, answer: str) -> str:
+    if code:
+        raise NvmlError(code)
+    return answer
 
 
 def _events(handles: Mapping[str, Handle]) -> Iterator[str]:
     try:
         events = nvml.nvmlEventSetCreate()
-    except nvml_calls.NvmlError as error:
+    except NvmlError as error:
         yield f"  nvmlEventSetCreate: {error}"
         return
     for handle in handles.values():
@@ -88,17 +116,18 @@ def _events(handles: Mapping[str, Handle]) -> Iterator[str]:
 
 
 def _looks(session: Session) -> Iterator[str]:
-    snapshot = session.look(time.monotonic())
+    session.look(time.monotonic())
+    writer, line = Writer(), b""
     took_s: list[float] = []
     processor_s = time.process_time()
     for _ in range(_ROUNDS):
         started_s = time.monotonic()
         snapshot = session.look(started_s)
-        render(snapshot)
+        line = writer.render(snapshot)
         took_s.append(time.monotonic() - started_s)
     processor_s = (time.process_time() - processor_s) / _ROUNDS
     yield f"a whole look          p50 {_ms(median(took_s))}  worst {_ms(max(took_s))}  processor {_ms(processor_s)}"
-    yield f"a line has            {len(render(snapshot))} bytes"
+    yield f"a line has            {len(line)} bytes"
 
 
 def _row(name: str, call: Callable[[], Any], rounds: int = _ROUNDS) -> str:
@@ -108,8 +137,8 @@ def _row(name: str, call: Callable[[], Any], rounds: int = _ROUNDS) -> str:
         started_s = time.perf_counter()
         try:
             shown = str(call())
-        except nvml_calls.NvmlError as error:
-            shown = f"error {nvml_calls.code_of(error)}: {error}"
+        except NvmlError as error:
+            shown = f"error {code_of(error)}: {error}"
         except AttributeError as error:
             shown = f"pynvml: {error}"
         took_s.append(time.perf_counter() - started_s)

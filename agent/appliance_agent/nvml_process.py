@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from appliance_agent.gpu_wire import Line, parse
+from appliance_agent.gpu_wire import Line, Reader
 
 # -P: a file in the working directory must not stand in for a module of ours.
 COMMAND: Final = (sys.executable, "-P", "-m", "appliance_agent.nvml_child")
@@ -26,6 +26,7 @@ class NvmlProcess:
         """Raises OSError if it cannot be started."""
         self._kill = kill
         self._rest = b""
+        self._reader = Reader()
         # In a session of its own: a Ctrl-C meant for the agent must not end it in the middle of a line.
         self._process = subprocess.Popen(
             command,
@@ -55,7 +56,7 @@ class NvmlProcess:
         if not data:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
-        return [parse(line) for line in lines]
+        return [self._reader.parse(line) for line in lines]
 
     def abandon(self) -> None:
         """Killed, not waited for: in a call that hangs in the driver it may not die for days."""

@@ -2,55 +2,50 @@
 
 from __future__ import annotations
 
-import ctypes
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
-from appliance_agent import nvml_calls
 from appliance_agent.gpus import Gpu, GpuReading, GpuSnapshot
-from appliance_agent.nvml_calls import COSTLY, FIELD_BATCH, FIELDS, QUESTIONS, Fault, Handle, Question, nvml
+from appliance_agent.nvml_calls import Handle, Meters, NvmlError, code_of, nvml, why_not_up, words_of
+from appliance_agent.nvml_device import Device, NvmlDownError
+from appliance_agent.nvml_identity import (
+    address_of,
+    cuda_version,
+    driver_version,
+    gpu_of,
+    mig_devices,
+    raise_if_down,
+    uuid_of,
+)
+from appliance_agent.nvml_pace import USUAL, Pace
 
-_UNKNOWN: Final = 999  # NVML's own code for what it cannot explain
-_ASKED: Final = (nvml_calls.NvmlError, AttributeError)
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    enumerate_s: float = 10.0  # names, indexes and MIG devices are looked at again
-    reopen_s: float = 60.0  # while a GPU is unsound: some only come back to an NVML that is initialised anew
-    seldom_s: float = 30.0  # between two questions that cost the driver milliseconds
-    return_s: float = 10.0  # after one came back: its handle and its events may be those of the time before
-
+_ASKED: Final = (NvmlError, AttributeError)
+_PAGE_BYTES: Final = 4096
 
 Condition = tuple[bool, bool | None]  # sound, MIG enabled
 
 
-class NvmlDownError(Exception):
-    """NVML does not work on this host at this moment; the message is for a person."""
-
-
-@dataclass(slots=True)
-class Device:
-    """A GPU with its handle, and what it was found not to support."""
-
-    gpu: Gpu
-    handle: Handle | None  # None: it is known from before, and does not open now
-    fault: Exception | None = None  # why
-    unsupported: set[str] = field(default_factory=set[str])
-    costly: Mapping[str, Any] = field(default_factory=dict[str, Any])  # the last answers to what is asked seldom
-    costly_s: float = float("-inf")
-
-
 class Session:
-    def __init__(self, known: Sequence[Gpu] = (), pace: Pace = Pace()) -> None:
+    def __init__(
+        self,
+        known: Sequence[Gpu] = (),
+        pace: Pace = USUAL,
+        *,
+        meters: Mapping[str, Meters] | None = None,
+        with_nvlink: bool = False,
+    ) -> None:
         """`known` are the GPUs of an earlier session: a lost one does not tell its name any more."""
-        self._devices = {gpu.uuid: Device(gpu, None) for gpu in known}
+        self._meters = dict(meters or {})
+        self._with_nvlink = with_nvlink
+        self._devices = {gpu.uuid: self._device(gpu, None) for gpu in known}
         self._pace = pace
         self._versions = ("", "")
         self._enumerated_s = 0.0
         self._opened_s = 0.0
         self._count = 0
+        self._resident_bytes: int | None = None
         self._unseen = ""  # GPUs that cannot be named, in words
         self._conditions: dict[str, Condition] = {}
         self._returned = False  # a GPU that was unsound is sound again
@@ -60,8 +55,8 @@ class Session:
         try:
             nvml.nvmlInit()
         except _ASKED as error:
-            raise NvmlDownError(nvml_calls.why_not_up(error)) from error
-        self._versions = (_text(nvml.nvmlSystemGetDriverVersion), _cuda_version())
+            raise NvmlDownError(why_not_up(code_of(error))) from error
+        self._versions = (driver_version(), cuda_version())
         self._opened_s = now_s
         self._enumerate(now_s)
 
@@ -75,6 +70,11 @@ class Session:
     @property
     def gpus(self) -> tuple[Gpu, ...]:
         return tuple(device.gpu for device in self._devices.values())
+
+    @property
+    def meters(self) -> Mapping[str, Meters]:
+        """By UUID, for the session after this one."""
+        return self._meters
 
     @property
     def handles(self) -> Mapping[str, Handle]:
@@ -106,6 +106,8 @@ class Session:
             cuda_version=self._versions[1],
             gpus=self.gpus,
             readings=readings,
+            process_cpu_s=round(time.process_time(), 3),
+            process_memory_bytes=self._resident_bytes,
         )
 
     def _changed(self, readings: Mapping[str, GpuReading]) -> bool:
@@ -114,25 +116,24 @@ class Session:
         self._conditions = {uuid: (reading.sound, reading.mig_enabled) for uuid, reading in readings.items()}
         changed = [uuid for uuid in before if self._conditions.get(uuid, before[uuid]) != before[uuid]]
         for uuid in changed:
-            self._devices[uuid].unsupported.clear()
+            self._devices[uuid].forget()
             self._returned |= self._conditions[uuid][0] and not before[uuid][0]
         return bool(changed)
 
     def _read_all(self, now_s: float) -> dict[str, GpuReading]:
-        return {uuid: read(device, now_s, self._pace.seldom_s) for uuid, device in self._devices.items()}
+        return {uuid: device.read(now_s, self._pace) for uuid, device in self._devices.items()}
 
     def _enumerate(self, now_s: float) -> None:
         before = self._devices
         self._count = _count()
         self._enumerated_s = now_s
+        self._resident_bytes = _resident_bytes()
         self._unseen = ""
         devices: dict[str, Device] = {}
         for device in self._found(before):
             uuid = device.gpu.uuid
             if uuid not in devices or devices[uuid].handle is None:
                 devices[uuid] = device
-            if uuid in before and before[uuid].gpu == device.gpu:
-                device.unsupported |= before[uuid].unsupported
         self._devices = devices
 
     def _found(self, before: Mapping[str, Device]) -> Iterator[Device]:
@@ -140,167 +141,48 @@ class Session:
         for index in range(self._count):
             try:
                 handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                gpu = _identity(handle, index)
+                device = self._whole(before, handle, index)
             except _ASKED as error:
-                _raise_if_down(error)
+                code = code_of(error)
+                raise_if_down(code)
                 known = [device for device in before.values() if device.gpu.index == index]
-                yield from (replace(device, fault=error) for device in known)
+                for device in known:
+                    device.fault = code
+                    yield device
                 if not known:
-                    self._unseen = f"GPU {index} does not tell who it is: {str(error).lower()}"
+                    self._unseen = f"GPU {index} does not tell who it is: {words_of(code)}"
                 continue
-            yield Device(gpu, handle)
-            yield from _mig_devices(handle, gpu)
+            yield device
+            for gpu, part in mig_devices(handle, device.gpu):
+                known_part = before.get(gpu.uuid)
+                same = known_part is not None and known_part.gpu == gpu and _is_same(known_part.handle, part)
+                yield known_part if known_part and same else self._device(gpu, part, parent=handle)
+
+    def _whole(self, before: Mapping[str, Device], handle: Handle, index: int) -> Device:
+        """The one that is known already, with all that is known of it, if it is still the same."""
+        known = before.get(uuid_of(handle))
+        if known and known.gpu.index == index and known.gpu.name and _is_same(known.handle, handle):
+            return known
+        return self._device(gpu_of(handle, index), handle)
+
+    def _device(self, gpu: Gpu, handle: Handle | None, *, parent: Handle | None = None) -> Device:
+        meters = self._meters.setdefault(gpu.uuid, Meters())
+        return Device(gpu, handle, meters, parent=parent, with_nvlink=self._with_nvlink)
 
 
-def read(device: Device, now_s: float, seldom_s: float) -> GpuReading:
-    """Raises NvmlDownError."""
-    is_due = now_s - device.costly_s >= seldom_s
-    values: dict[str, Any] = {"at_s": now_s, **({} if is_due else device.costly)}
-    try:
-        if device.handle is None:
-            fault = device.fault or nvml_calls.NvmlError(_UNKNOWN)
-            return GpuReading(now_s, error=_note(device, "nvmlDeviceGetHandleByIndex", fault) or str(fault).lower())
-        values |= _fields(device, is_due=is_due)
-        for question in QUESTIONS:
-            if question.gives not in values and (is_due or question.gives not in COSTLY):
-                values = {**_answer(device, question), **values}  # the first error is the one that is told
-    except _GpuGoneError as gone:
-        values[gone.marks] = True
-    if is_due:
-        device.costly_s, device.costly = now_s, {name: values[name] for name in COSTLY if name in values}
-    return GpuReading(**values)
-
-
-class _GpuGoneError(Exception):
-    """The GPU answers nothing more: the rest of its calls are not worth asking."""
-
-    def __init__(self, marks: str) -> None:
-        super().__init__(marks)
-        self.marks = marks
-
-
-def _fields(device: Device, *, is_due: bool) -> Mapping[str, Any]:
-    known = (field for field in FIELDS if field.key not in device.unsupported)
-    wanted = tuple(field for field in known if is_due or field.gives not in COSTLY)
-    if not wanted or FIELD_BATCH in device.unsupported:
-        return {}
-    try:
-        answers = nvml_calls.ask_fields(device.handle, wanted)
-    except _ASKED as error:
-        words = _note(device, FIELD_BATCH, error)
-        return {"error": words} if words else {}
-    for field_, code, _, _ in answers:
-        if code:
-            _note(device, field_.key, nvml_calls.NvmlError(code))
-    return {field_.gives: value for field_, code, value, _ in answers if not code}
-
-
-def _answer(device: Device, question: Question) -> Mapping[str, Any]:
-    for call in question.calls:
-        if call.name in device.unsupported:
-            continue
-        try:
-            return call.ask(device.handle)
-        except _ASKED as error:
-            if words := _note(device, call.name, error):
-                return {"error": words}
-    return {}
-
-
-def _note(device: Device, name: str, error: Exception) -> str:
-    """The error in words, if it is one to tell of."""
-    match nvml_calls.fault_of(error):
-        case Fault.UNSUPPORTED:
-            device.unsupported.add(name)
-        case Fault.LOST:
-            raise _GpuGoneError("lost") from error
-        case Fault.RESET_REQUIRED:
-            raise _GpuGoneError("reset_required") from error
-        case Fault.HOST:
-            raise NvmlDownError(nvml_calls.why_not_up(error)) from error
-        case Fault.OTHER:
-            return f"{name}: {str(error).lower()}"
-        case Fault.NOT_NOW:
-            pass
-    return ""
-
-
-def _identity(handle: Handle, index: int) -> Gpu:
-    return Gpu(
-        uuid=_decoded(nvml.nvmlDeviceGetUUID(handle)),
-        index=index,
-        minor=_or_none(nvml.nvmlDeviceGetMinorNumber, handle),
-        name=_decoded(_or_none(nvml.nvmlDeviceGetName, handle) or ""),
-        memory_bytes=_memory_bytes(handle),
-        pci_bus_id=_bus_id(handle),
-    )
-
-
-def _mig_devices(parent: Handle, gpu: Gpu) -> Iterator[Device]:
-    mode = _or_none(nvml.nvmlDeviceGetMigMode, parent)
-    if not mode or not mode[0]:
-        return
-    for slot in range(_or_none(nvml.nvmlDeviceGetMaxMigDeviceCount, parent) or 0):
-        handle = _or_none(nvml.nvmlDeviceGetMigDeviceHandleByIndex, parent, slot)
-        if handle is None:
-            continue
-        mig = Gpu(
-            uuid=_decoded(nvml.nvmlDeviceGetUUID(handle)),
-            index=gpu.index,
-            minor=gpu.minor,
-            name=_decoded(_or_none(nvml.nvmlDeviceGetName, handle) or ""),
-            memory_bytes=_memory_bytes(handle),
-            pci_bus_id=gpu.pci_bus_id,
-            parent_uuid=gpu.uuid,
-            gpu_instance=_or_none(nvml.nvmlDeviceGetGpuInstanceId, handle),
-            compute_instance=_or_none(nvml.nvmlDeviceGetComputeInstanceId, handle),
-        )
-        yield Device(mig, handle)
-
-
-def _bus_id(handle: Handle) -> str:
-    place = _or_none(nvml.nvmlDeviceGetPciInfo, handle)
-    return _decoded(place.busId) if place else ""
-
-
-def _memory_bytes(handle: Handle) -> int:
-    memory = _or_none(nvml.nvmlDeviceGetMemoryInfo, handle)
-    return int(memory.total) if memory else 0
+def _is_same(one: Handle | None, other: Handle) -> bool:
+    return one is not None and address_of(one) == address_of(other)
 
 
 def _count() -> int:
     try:
         return int(nvml.nvmlDeviceGetCount())
     except _ASKED as error:
-        raise NvmlDownError(nvml_calls.why_not_up(error)) from error
+        raise NvmlDownError(why_not_up(code_of(error))) from error
 
 
-def _or_none(call: Any, *arguments: Any) -> Any:
+def _resident_bytes() -> int | None:
     try:
-        return call(*arguments)
-    except _ASKED as error:
-        _raise_if_down(error)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError, ValueError):
         return None
-
-
-def _raise_if_down(error: Exception) -> None:
-    if nvml_calls.fault_of(error) is Fault.HOST:
-        raise NvmlDownError(nvml_calls.why_not_up(error)) from error
-
-
-def _cuda_version() -> str:
-    version = _or_none(nvml.nvmlSystemGetCudaDriverVersion)
-    return f"{version // 1000}.{version % 1000 // 10}" if version else ""
-
-
-def _text(call: Any) -> str:
-    return _decoded(_or_none(call) or "")
-
-
-def _decoded(text: str | bytes) -> str:
-    return text.decode(errors="replace") if isinstance(text, bytes) else text
-
-
-def address_of(handle: Handle) -> int:
-    """What two handles of one GPU have in common."""
-    return ctypes.cast(handle, ctypes.c_void_p).value or 0

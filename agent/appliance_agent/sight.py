@@ -53,6 +53,7 @@ class Sight:
             on_gpu=facts.on_gpu,
             on_gpu_since_s=before.on_gpu_since_s if facts.on_gpu is before.on_gpu else now_s,
             gpu_memory_bytes=facts.memory_bytes,
+            gpu_pids=facts.pids,
         )
         if not self._is_visible():
             return _computing(replace(found, peers=None), facts.utilization_ratio, None, now_s)

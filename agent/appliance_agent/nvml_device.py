@@ -1,0 +1,209 @@
+"""One GPU as the NVML process knows it: what it supports, what was asked of it last and when, and a look at it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from appliance_agent.gpus import Gpu, GpuReading
+from appliance_agent.nvml_calls import (
+    FUNCTION_NOT_FOUND,
+    UNKNOWN,
+    Ask,
+    Fault,
+    Handle,
+    Meters,
+    Subject,
+    Values,
+    fault_of,
+    why_not_up,
+    words_of,
+)
+from appliance_agent.nvml_fields import FIELD_BATCH, FIELDS, NVLINK_FIELDS, Batch, Field, counted
+from appliance_agent.nvml_pace import Interval, Pace
+from appliance_agent.nvml_questions import QUESTIONS, SLOWDOWN, Question
+
+_SLOW: Final = (Interval.TENS, Interval.THIRTIES, Interval.ONCE)
+_EARLY: Final = 0.97  # looks are not exactly a second apart
+_TIMES: Final = {Interval.TENS: "tens_at_s", Interval.THIRTIES: "thirties_at_s"}
+
+
+class NvmlDownError(Exception):
+    """NVML does not work on this host at this moment; the message is for a person."""
+
+
+class _GpuGoneError(Exception):
+    """The GPU answers nothing more: the rest of its calls are not worth asking."""
+
+    def __init__(self, *, is_lost: bool) -> None:
+        super().__init__("lost" if is_lost else "needs a reset")
+        self.is_lost = is_lost
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A question with its calls that are supported as far as is known, ready to be made."""
+
+    question: Question
+    calls: list[tuple[str, Ask]]
+
+
+@dataclass(slots=True)
+class Device:
+    gpu: Gpu
+    handle: Handle | None  # None: it is known from before, and does not open now
+    meters: Meters = field(default_factory=Meters)
+    parent: Handle | None = None  # of a MIG device
+    fault: int = UNKNOWN  # why it does not open
+    with_nvlink: bool = False
+    unsupported: set[str] = field(default_factory=set[str])
+    failed_calls: int = 0
+    _plan: dict[Interval, list[_Asked]] = field(default_factory=dict[Interval, list[_Asked]])
+    _batches: dict[tuple[Interval, ...], Batch | None] = field(default_factory=dict[tuple[Interval, ...], Batch | None])
+    _kept: dict[Interval, Mapping[str, Any]] = field(default_factory=dict[Interval, Mapping[str, Any]])
+    _kept_s: dict[Interval, float] = field(default_factory=dict[Interval, float])
+
+    def forget(self) -> None:
+        """What it supports and what it said are asked anew."""
+        self.unsupported.clear()
+        for known in (self._plan, self._batches, self._kept, self._kept_s):
+            known.clear()
+
+    def read(self, now_s: float, pace: Pace) -> GpuReading:
+        """Raises NvmlDownError."""
+        began_s = time.monotonic()
+        due = self._due(now_s, pace)
+        fresh: dict[Interval, Values] = {interval: {} for interval in due}
+        try:
+            if self.handle is None:
+                words = self._note("nvmlDeviceGetHandleByIndex", self.fault) or words_of(self.fault)
+                return GpuReading(now_s, error=words, failed_calls=self.failed_calls)
+            self._ask_fields(due, fresh, now_s)
+            for interval in due:
+                self._ask_questions(interval, fresh[interval])
+        except _GpuGoneError as gone:
+            self._kept.clear()
+            self._kept_s.clear()
+            return GpuReading(now_s, gone.is_lost, not gone.is_lost, failed_calls=self.failed_calls)
+        for interval in due[1:]:
+            self._kept[interval], self._kept_s[interval] = fresh[interval], now_s
+            if interval in _TIMES:
+                fresh[interval][_TIMES[interval]] = now_s
+        return self._reading(fresh[Interval.SECOND], now_s, began_s)
+
+    def _due(self, now_s: float, pace: Pace) -> tuple[Interval, ...]:
+        kept_s = self._kept_s
+        slow = (
+            interval
+            for interval in _SLOW
+            if interval not in kept_s or now_s - kept_s[interval] >= _EARLY * pace.interval_s(interval)
+        )
+        return (Interval.SECOND, *slow)
+
+    def _reading(self, fast: Values, now_s: float, began_s: float) -> GpuReading:
+        values: Values = {}
+        for interval in reversed(_SLOW):
+            values.update(self._kept[interval])
+        values.update(fast)
+        slowdown_c = values.pop(SLOWDOWN, None)
+        if slowdown_c and "thermal_margin_c" not in values and "temperature_c" in values:
+            values["thermal_margin_c"] = slowdown_c - values["temperature_c"]
+        values.pop("mig_pending", None)
+        return GpuReading(
+            at_s=now_s, look_s=round(time.monotonic() - began_s, 6), failed_calls=self.failed_calls, **values
+        )
+
+    def _ask_fields(self, due: tuple[Interval, ...], fresh: Mapping[Interval, Values], now_s: float) -> None:
+        if due not in self._batches:
+            self._batches[due] = self._batch(due)
+        batch = self._batches[due]
+        if batch is None:
+            return
+        if code := batch.ask():
+            if words := self._note(FIELD_BATCH, code):
+                fresh[Interval.SECOND]["error"] = words
+            return
+        for answer in batch.answers():
+            gives, values = answer.field.gives, fresh[answer.field.interval]
+            if answer.code:
+                self._note(answer.field.key, answer.code)
+            elif answer.field.counts:
+                values[gives] = counted(self.meters, answer, now_s)
+            elif answer.value is not None:
+                values[gives] = answer.value
+
+    def _batch(self, due: tuple[Interval, ...]) -> Batch | None:
+        if self.parent is not None or FIELD_BATCH in self.unsupported:
+            return None
+        known = (*FIELDS, *NVLINK_FIELDS) if self.with_nvlink else FIELDS
+        wanted: dict[str, Field] = {}
+        for each in known:
+            if each.interval in due and each.key not in self.unsupported:
+                wanted.setdefault(each.gives, each)
+        try:
+            return Batch(self._subject(), tuple(wanted.values())) if wanted else None
+        except AttributeError:
+            self._note(FIELD_BATCH, FUNCTION_NOT_FOUND)
+            return None
+
+    def _ask_questions(self, interval: Interval, values: Values) -> None:
+        if interval not in self._plan:
+            self._plan[interval] = list(self._prepared(interval))
+        for asked in self._plan[interval]:
+            question = asked.question
+            if question.gives in values or (question.only_without and question.only_without in values):
+                continue
+            for name, ask in asked.calls:
+                code = ask(values)
+                if not code:
+                    break
+                if words := self._note(name, code):
+                    if question.is_vital:
+                        values.setdefault("error", words)  # the first error is the one that is told
+                    break
+
+    def _prepared(self, interval: Interval) -> Iterator[_Asked]:
+        subject = self._subject()
+        for question in QUESTIONS:
+            if question.interval is not interval or (self.parent is not None and not question.is_of_mig):
+                continue
+            calls: list[tuple[str, Ask]] = []
+            for call in question.calls:
+                if call.name in self.unsupported:
+                    continue
+                try:
+                    calls.append((call.name, call.prepare(subject)))
+                except AttributeError:
+                    self._note(call.name, FUNCTION_NOT_FOUND)
+            if calls:
+                yield _Asked(question, calls)
+
+    def _subject(self) -> Subject:
+        return Subject(self.handle, self.meters, self.parent, self.gpu.gpu_instance or 0)
+
+    def _note(self, name: str, code: int) -> str:
+        """The error in words, if it is one to tell of."""
+        match fault_of(code):
+            case Fault.UNSUPPORTED:
+                self._leave_out(name)
+            case Fault.LOST:
+                self.failed_calls += 1
+                raise _GpuGoneError(is_lost=True)
+            case Fault.RESET_REQUIRED:
+                self.failed_calls += 1
+                raise _GpuGoneError(is_lost=False)
+            case Fault.HOST:
+                raise NvmlDownError(why_not_up(code))
+            case Fault.OTHER:
+                self.failed_calls += 1
+                return f"{name}: {words_of(code)}"
+            case Fault.NOT_NOW:
+                pass
+        return ""
+
+    def _leave_out(self, name: str) -> None:
+        self.unsupported.add(name)
+        self._batches.clear()
+        self._plan.clear()

@@ -1,0 +1,171 @@
+"""The calls of NVML that are more than one number: processes, samples, retired pages, GPM's pairs of samples."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import Any, Final
+
+from appliance_agent.gpus import GpuProcess
+from appliance_agent.nvml_calls import (
+    NOT_FOUND,
+    NOT_SUPPORTED,
+    SUCCESS,
+    TOO_SMALL,
+    Ask,
+    Call,
+    NvmlError,
+    Subject,
+    Values,
+    code_of,
+    function,
+    nvml,
+)
+
+_PROCESS: Final = struct.Struct("I4xQII")  # process, bytes of memory, GPU instance, compute instance
+_UNKNOWN_MEMORY: Final = 2**64 - 1
+_PROCESSES: Final = 64
+_SAMPLE: Final = struct.Struct("QI4x")  # microseconds, percent
+_SAMPLES: Final = 256
+_UTILIZATION_SAMPLES: Final = 1
+_CAUSES: Final = (("correctable_retired_pages", 0), ("uncorrectable_retired_pages", 1))
+_GPM: Final = (("sm_active_ratio", 2), ("tensor_active_ratio", 5), ("dram_active_ratio", 10))
+
+
+def processes(name: str) -> Call:
+    def prepare(subject: Subject) -> Ask:
+        asked, count = function(name), ctypes.c_uint()
+        room = [ctypes.create_string_buffer(_PROCESSES * _PROCESS.size)]
+
+        def ask(values: Values) -> int:
+            count.value = len(room[0]) // _PROCESS.size
+            code = asked(subject.handle, ctypes.byref(count), room[0])
+            if code == TOO_SMALL:
+                room[0] = ctypes.create_string_buffer((2 * count.value + 1) * _PROCESS.size)
+                count.value = len(room[0]) // _PROCESS.size
+                code = asked(subject.handle, ctypes.byref(count), room[0])
+            if not code:
+                told = memoryview(room[0])[: count.value * _PROCESS.size]
+                values["processes"] = tuple(
+                    GpuProcess(pid, None if used == _UNKNOWN_MEMORY else used)
+                    for pid, used, _, _ in _PROCESS.iter_unpack(told)
+                )
+            return code
+
+        return ask
+
+    return Call(name, prepare)
+
+
+def busy_samples() -> Call:
+    """Every sample that the driver took since the last look, added up."""
+    name = "nvmlDeviceGetSamples"
+
+    def prepare(subject: Subject) -> Ask:
+        asked, meters = function(name), subject.meters
+        kind, count = ctypes.c_int(), ctypes.c_uint()
+        room = [ctypes.create_string_buffer(_SAMPLES * _SAMPLE.size)]
+
+        def once(seen_us: int) -> int:
+            count.value = len(room[0]) // _SAMPLE.size
+            seen = ctypes.c_ulonglong(seen_us)
+            return asked(
+                subject.handle, _UTILIZATION_SAMPLES, seen, ctypes.byref(kind), ctypes.byref(count), room[0]
+            )  # fmt: skip
+
+        def ask(values: Values) -> int:
+            code = once(meters.busy.seen_us)
+            if code == TOO_SMALL:
+                room[0] = ctypes.create_string_buffer(4 * len(room[0]))
+                code = once(meters.busy.seen_us)
+            if code not in (SUCCESS, NOT_FOUND):
+                return code
+            told = memoryview(room[0])[: count.value * _SAMPLE.size] if code == SUCCESS else b""
+            meters.busy = meters.busy.after(_SAMPLE.iter_unpack(told))
+            values["busy_s"] = round(meters.busy.seconds, 6)
+            return SUCCESS
+
+        return ask
+
+    return Call(name, prepare)
+
+
+def retired_pages() -> Call:
+    name = "nvmlDeviceGetRetiredPages"
+
+    def prepare(subject: Subject) -> Ask:
+        asked, count = function(name), ctypes.c_uint()
+
+        def ask(values: Values) -> int:
+            for gives, cause in _CAUSES:
+                count.value = 0
+                code = asked(subject.handle, cause, ctypes.byref(count), None)
+                if code not in (SUCCESS, TOO_SMALL):
+                    return code
+                values[gives] = count.value
+            return SUCCESS
+
+        return ask
+
+    return Call(name, prepare)
+
+
+class _Gpm:
+    """Two samples of one GPU, each compared with the one before."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._samples: list[Any] = []
+        self._subject = subject
+        self._sample, self._result = function("nvmlGpmSampleGet"), function("nvmlGpmMetricsGet")
+        self._mig_sample = function("nvmlGpmMigSampleGet") if subject.parent else None
+        self._has_first = False
+
+    def ask(self, values: Values) -> int:
+        if not self._samples and (code := self._open()):
+            return code
+        before, after = self._samples
+        if code := self._take(after):
+            self._has_first = False
+            return code
+        self._samples = [after, before]
+        if not self._has_first:
+            self._has_first = True
+            return SUCCESS
+        return self._compare(before, after, values)
+
+    def _open(self) -> int:
+        try:
+            owner = self._subject.parent or self._subject.handle
+            if not nvml.nvmlGpmQueryDeviceSupport(owner).isSupportedDevice:
+                return NOT_SUPPORTED
+            self._samples = [nvml.nvmlGpmSampleAlloc(), nvml.nvmlGpmSampleAlloc()]
+        except (NvmlError, AttributeError) as error:
+            return code_of(error)
+        return SUCCESS
+
+    def _take(self, sample: Any) -> int:
+        if self._mig_sample:
+            return self._mig_sample(self._subject.parent, self._subject.gpu_instance, sample)
+        return self._sample(self._subject.handle, sample)
+
+    def _compare(self, before: Any, after: Any, values: Values) -> int:
+        asked = nvml.c_nvmlGpmMetricsGet_t()
+        asked.version = nvml.NVML_GPM_METRICS_GET_VERSION
+        asked.numMetrics, asked.sample1, asked.sample2 = len(_GPM), before, after
+        wanted = [asked.metrics[place] for place in range(len(_GPM))]
+        for metric, (_, number) in zip(wanted, _GPM, strict=True):
+            metric.metricId = number
+        if code := self._result(ctypes.byref(asked)):
+            return code
+        for metric, (gives, _) in zip(wanted, _GPM, strict=True):
+            if not metric.nvmlReturn:
+                values[gives] = round(metric.value / 100, 6)
+        return SUCCESS
+
+    def __del__(self) -> None:
+        for sample in self._samples:
+            nvml.nvmlLib.nvmlGpmSampleFree(sample)
+
+
+def gpm() -> Call:
+    return Call("nvmlGpmMetricsGet", lambda subject: _Gpm(subject).ask)
