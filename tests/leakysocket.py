@@ -36,6 +36,14 @@ class LeakySocket:
         for each in (self._listener, *self._open):
             each.close()
 
+    def cut(self) -> int:
+        """Ends all connections of the moment; new ones are welcome. How many there were."""
+        cut = [each for each in self._open if each.fileno() >= 0]
+        for each in cut:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        return len(cut) // 2
+
     def _start(self, work: Callable[..., None], *words: object) -> None:
         thread = threading.Thread(target=work, args=words, daemon=True)
         self._threads.append(thread)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from appliance_agent.access_log import MARK, Access, LoadBegan, ModelLoad, Timing
+from appliance_agent.access_log import MARK, Access, Event, LoadBegan, ModelLoad, Timing
 from appliance_agent.evidence import Canary, Outcome
-from appliance_agent.own_lines import HELD_S, OwnLines
+from appliance_agent.own_lines import HELD_S, OwnLines, Told
 
 TOKENS = 8
 OURS = Timing(5, 0.00027, 8, 0.14321)
@@ -33,9 +34,8 @@ def held(own: OwnLines, *timings: Timing, at_s: float = 100.4) -> None:
     assert [own.is_users(timing, at_s) for timing in timings] == [False] * len(timings)
 
 
-def timings(told: object) -> list[Timing]:
-    assert isinstance(told, list)
-    return [timing for _, timing in told]
+def timings(told: Sequence[Told]) -> list[Event]:
+    return [event for _, event in told]
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def timings(told: object) -> list[Timing]:
         (ModelLoad(3.0), True),
     ],
 )
-def test_without_a_canary_the_mark_alone_tells_our_requests(event: object, users: bool) -> None:
-    assert OwnLines().is_users(event, 0.0) is users  # type: ignore[arg-type]
+def test_without_a_canary_the_mark_alone_tells_our_requests(event: Event, users: bool) -> None:
+    assert OwnLines().is_users(event, 0.0) is users
 
 
 @pytest.mark.parametrize("place", range(len(USERS) + 1))
@@ -151,7 +151,7 @@ def test_a_server_that_logs_no_timings_costs_no_memory() -> None:
 def test_whatever_the_order_every_user_s_timing_is_counted_once(seed: int) -> None:
     """Canaries and users interleaved, our own timing before or after the answer's end."""
     chance = random.Random(seed)
-    own, counted, expected, now_s = OwnLines(), list[Timing](), list[Timing](), 0.0
+    own, counted, expected, now_s = OwnLines(), list[Event](), list[Event](), 0.0
 
     def log(timing: Timing) -> None:
         if own.is_users(timing, now_s):
