@@ -67,7 +67,7 @@ def tell_monitoring(prometheus: Prometheus) -> None:
     say("For Grafana, this address is the data source of monitoring/grafana/dashboards/*.json. Without Grafana:")
     program = ROOT / "monitoring/grafana/picture.py"
     tell_command([str(ROOT / ".venv/bin/python"), str(program), prometheus.url, "dashboard.svg"])
-    say("All of it ends with Ctrl-C, or from another terminal with")
+    say("From another terminal all of it is ended by")
     tell_command(["kill", str(os.getpid())])
 
 

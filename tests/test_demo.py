@@ -5,20 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import fakenvml
 import pytest
-from engines import EngineUnavailableError, PrivateEngine, start_engine
+from engines import EngineUnavailableError, PrivateEngine, start_engine, wait_until
 from fakenvml import FakeGpu, World
+from picture_source import PrometheusApi
 
 DEMO = [sys.executable, str(Path(__file__).parent.parent / "scripts/demo.py")]
+WATCHED = {
+    'sum(appliance_backend_state{state="ready"})': 2,
+    'sum(appliance_backend_restarts_total{reason="exit"})': 1,
+    "sum(appliance_requests_total)": 5,
+    "sum(appliance_gpu_energy_joules_total)": 1,
+}
 ANSWER = "thinking: Okay, the user wants a short answer.\n  answer: Hello from tiny model!"
 
 
@@ -45,6 +55,16 @@ class Stage:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def path_without(self, name: str) -> str:
+        """As if this program were not installed."""
+        programs = self.directory / "programs"
+        programs.mkdir()
+        for directory in os.environ["PATH"].split(":"):
+            for program in Path(directory).iterdir() if Path(directory).is_dir() else ():
+                if program.name != name and not (programs / program.name).exists():
+                    (programs / program.name).symlink_to(program)
+        return str(programs)
 
     def left(self) -> list[str]:
         """Files, mounts and processes."""
@@ -108,14 +128,7 @@ def test_two_slots_answer_and_a_killed_one_comes_back(stage: Stage) -> None:
 
 @pytest.mark.usefixtures("own_engine")
 def test_without_gcc_there_is_one_slot_on_the_cpu_and_a_hint(stage: Stage) -> None:
-    programs = stage.directory / "programs"
-    programs.mkdir()
-    for directory in os.environ["PATH"].split(":"):
-        for program in Path(directory).iterdir() if Path(directory).is_dir() else ():
-            if program.name != "gcc" and not (programs / program.name).exists():
-                (programs / program.name).symlink_to(program)
-
-    told = stage.play(more={"PATH": str(programs)})
+    told = stage.play(more={"PATH": stage.path_without("gcc")})
 
     assert " ".join(told.split()).count("there is no gcc: `apt-get install gcc libc6-dev`") == 1
     assert told.count(ANSWER) == 1
@@ -173,4 +186,63 @@ def test_ctrl_c_takes_everything_down(stage: Stage, at: str) -> None:
 
     assert after.endswith("interrupted; nothing is left\n")
     assert demo.returncode == 130
+    assert stage.left() == []
+
+
+@pytest.mark.usefixtures("own_engine", "nvml_library")
+def test_a_prometheus_watches_the_demo_until_it_is_told_to_end(stage: Stage) -> None:
+    if shutil.which("prometheus") is None:
+        pytest.skip("no prometheus: sudo apt-get install prometheus")
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # somebody else's Prometheus, so that the demo's has another port
+            stack.enter_context(socket.create_server(("127.0.0.1", 9090)))
+        demo = stack.enter_context(
+            subprocess.Popen(
+                [*DEMO, "--monitoring"],
+                env=stage.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        assert demo.stdout is not None
+        told = ""
+        while not (found := re.search(r"^\$ kill (\d+)$", told, re.MULTILINE)):
+            line = demo.stdout.readline()
+            assert line, told
+            told += line
+        prometheus = PrometheusApi(re.findall(r"http://127.0.0.1:\d+(?=/alerts)", told)[0])
+
+        for expr, wanted in WATCHED.items():
+            wait_until(lambda: number(prometheus, expr) >= wanted, timeout_s=60, what=expr)  # noqa: B023 - at once
+        rules = prometheus.ask("rules")["groups"]
+        os.kill(int(found[1]), signal.SIGTERM)
+        after = demo.stdout.read()
+
+    assert prometheus.url != "http://127.0.0.1:9090"
+    assert rules
+    assert "err" not in {rule["health"] for group in rules for rule in group["rules"]}
+    assert "2 of 2 slots answer without it" in after
+    assert demo.returncode == 0
+    assert stage.left() == []
+
+
+def number(prometheus: PrometheusApi, expr: str) -> float:
+    return sum(value for series in prometheus.at(expr, time.time()) for _, value in series.points)
+
+
+def test_without_a_prometheus_nothing_begins_and_it_is_said_what_to_install(stage: Stage) -> None:
+    done = subprocess.run(
+        [*DEMO, "--monitoring"],
+        env=stage.environment({"PATH": stage.path_without("prometheus")}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.stdout == ""
+    assert done.stderr == "error: there is no Prometheus for --monitoring\nhint: sudo apt-get install prometheus\n"
+    assert done.returncode == 1
     assert stage.left() == []
