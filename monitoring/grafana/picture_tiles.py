@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from typing import Final
 
 from dashboard_values import Column, Panel, Step, Word
 from picture_ask import Line, Period
@@ -25,6 +25,9 @@ from picture_svg import (
     text,
     width_of,
 )
+
+_COLUMNS: Final = 60  # of a heat map
+_ANYTHING: Final = 0.05
 
 
 def number(panel: Panel, lines: Sequence[Line], box: Box, period: Period) -> Iterator[str]:
@@ -105,36 +108,43 @@ def _pieces(words: Sequence[Word], shown: Line, period: Period) -> Iterator[tupl
         yield begin[0], begin[1], min(before_s + period.step_s, period.end_s)
 
 
-def heat(panel: Panel, lines: Sequence[Line], box: Box, period: Period, *, columns: int = 60) -> Iterator[str]:
-    """Of cumulative buckets, those that hold anything at all and one around them."""
-    bounds = sorted(lines, key=lambda each: float(each.labels.get("le", "inf")))
-    width_s = (period.end_s - period.start_s) / columns
-    counted = [_columns(each, period, columns) for each in bounds]
-    cells = [
-        counted[0],
-        *([max(b - a, 0.0) for a, b in zip(low, high, strict=True)] for low, high in pairwise(counted)),
-    ]
-    used = [index for index, row in enumerate(cells) if max(row) > 0.05]
+def heat(panel: Panel, lines: Sequence[Line], box: Box, period: Period) -> Iterator[str]:
+    """Of cumulative buckets, those that hold anything at all and one on each side."""
+    buckets = _buckets(panel, lines, period)
+    used = [index for index, (_, row) in enumerate(buckets) if max(row) > _ANYTHING]
     if not used:
         yield text(box.x + box.width / 2, box.y + box.height / 2, "no data", fill=FAINT, anchor="middle")
         return
-    shown = range(max(used[0] - 1, 0), min(used[-1] + 2, len(cells)))
-    most = max(max(cells[index]) for index in shown)
-    plot = Plot(box.inside(56, 4, 8, 32), period, Axis(0, 1, ()))
-    tall = plot.box.height / len(shown)
-    for place, index in enumerate(shown):
+    shown = buckets[max(used[0] - 1, 0) : used[-1] + 2]
+    most = max(max(row) for _, row in shown)
+    plot = Plot(box.inside(62, 4, 8, 32), period, Axis(0, 1, ()))
+    wide, tall = plot.box.width / _COLUMNS, plot.box.height / len(shown)
+    for place, (name, row) in enumerate(shown):
         y = plot.box.bottom - (place + 1) * tall
-        bound = float(bounds[index].labels.get("le", "inf"))
-        name = f"≤ {written(bound, panel.unit)}" if bound != float("inf") else "longer"
         if len(shown) <= 9 or place % 2 == 0:
             yield text(plot.box.x - 6, y + tall / 2 + 3.5, name, size=SMALL, fill=FAINT, anchor="end")
-        for number_of, value in enumerate(cells[index]):
-            if value > 0.05:
-                x = plot.x(period.start_s + number_of * width_s)
-                cell = Box(x, y + 0.5, plot.box.width / columns - 0.7, tall - 1)
-                yield rect(cell, HEAT[min(int(value / most * len(HEAT)), len(HEAT) - 1)])
+        for number_of, value in enumerate(row):
+            if value > _ANYTHING:
+                shade_of = HEAT[min(int(value / most * len(HEAT)), len(HEAT) - 1)]
+                yield rect(Box(plot.box.x + number_of * wide, y + 0.5, wide - 0.7, tall - 1), shade_of)
     yield from time_axis(plot)
     yield from _heat_legend(most, box)
+
+
+def _buckets(panel: Panel, lines: Sequence[Line], period: Period) -> list[tuple[str, list[float]]]:
+    """Of each its bound in words, and what it alone holds in each column."""
+    found: list[tuple[str, list[float]]] = []
+    below = [0.0] * _COLUMNS
+    for each in sorted(lines, key=_bound):
+        counted = _columns(each, period, _COLUMNS)
+        name = f"≤ {written(_bound(each), panel.unit)}" if _bound(each) != float("inf") else "longer"
+        found.append((name, [max(here - less, 0.0) for less, here in zip(below, counted, strict=True)]))
+        below = counted
+    return found
+
+
+def _bound(shown: Line) -> float:
+    return float(shown.labels.get("le", "inf"))
 
 
 def _columns(shown: Line, period: Period, columns: int) -> list[float]:
