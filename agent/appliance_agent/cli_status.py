@@ -30,15 +30,19 @@ GPU         NVML's index, red when the driver has lost the GPU
 STATE, FOR  what the slot is and since when; why, if it is not ready, stands below the row
 1ST TOKEN   what the last good probe waited for its first token, or how the last one failed
 TOKENS/S    speed of the last good probe, OF USUAL: against what this slot usually gives
-SENT        bytes per second to users, probes taken off; all slots have one scale
-UTIL        of the slot's GPUs, now and over the last minutes
+RESTARTS    containers made after the first one
 
-Only --watch has the last minutes. Each character is some seconds, the newest on the right, . where nothing is known,
-and the lowest for exactly nothing. Without a UTF-8 locale digits stand for the blocks: 0 is nothing, 9 the top.
+\b
+Only with --watch, over the last minutes:
+UTIL        of the slot's GPUs, 0 to 100 %
+USERS       tokens per second of users' answers; those of an answer are known when it ends
+SENT        bytes per second to users, and what stands for USERS with an Ollama before 0.30
+Each character is 5 seconds, the newest on the right. `.` is not known, the lowest one is exactly 0.
+Without a UTF-8 locale digits stand for the blocks: 0 is exactly 0, 9 is the top.
 """
 
 
-@click.command(epilog=_EPILOG)
+@click.command(epilog=_EPILOG, context_settings={"max_content_width": 110})
 @click.option(
     "--config", "path", type=click.Path(path_type=Path), default=Path(config.DEFAULT_PATH), show_default=True,
     help="The agent's configuration, which says where it answers.",

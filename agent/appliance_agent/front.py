@@ -27,7 +27,7 @@ class Front:
     def __init__(self, metrics: MetricsConfig, runtime_directory: str = "") -> None:
         self.events = Events()
         self._snapshot: Snapshot | None = None
-        pages = Pages(self.snapshot, Exposition(self.snapshot, self.events))
+        pages = Pages(self.snapshot, Exposition(self.snapshot, self.events), self.events.traffic.generated)
         self._access = WebAccess(Path(metrics.web_config)) if metrics.web_config else None
         self._server = WebServer(TcpPlace(metrics.address, metrics.port), pages, self._access)
         self._servers = [self._server]

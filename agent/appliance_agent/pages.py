@@ -6,11 +6,12 @@ import html
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from appliance_agent import scrape_format, status_json
 from appliance_agent.exposition import Exposition, Snapshots
+from appliance_agent.generated import Generated
 from appliance_agent.http_head import Answer, Request
 from appliance_agent.snapshot import Snapshot
 
@@ -29,9 +30,14 @@ _INDEX = {
 
 class Pages:
     def __init__(
-        self, snapshots: Snapshots, exposition: Exposition, mono_s: Callable[[], float] = time.monotonic
+        self,
+        snapshots: Snapshots,
+        exposition: Exposition,
+        generated: Callable[[], Mapping[int, Generated]] = dict,
+        mono_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._snapshots = snapshots
+        self._generated = generated
         self._exposition = exposition
         self._mono_s = mono_s
 
@@ -57,7 +63,7 @@ class Pages:
         if snapshot is None:
             return _STARTING
         age = {"Age": str(int(self._age_s(snapshot)))}
-        return Answer(HTTPStatus.OK, status_json.render(snapshot).encode(), _JSON, age)
+        return Answer(HTTPStatus.OK, status_json.render(snapshot, self._generated()).encode(), _JSON, age)
 
     def _healthy(self) -> Answer:
         snapshot = self._snapshots()

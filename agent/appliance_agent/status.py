@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from appliance_agent.generated import Generated
+
 SCHEMA = 1  # grows when a key changes its meaning; a new key is no change
 
 
@@ -139,6 +141,7 @@ class SlotStatus:
     quarantine: QuarantineStatus | None
     next_try: datetime | None  # the end of the back-off, while it lies ahead
     sent_bytes_per_second: float | None  # to users, over the last seconds
+    generated: Generated | None  # for users; None if its Ollama does not tell
 
     @property
     def utilization_ratio(self) -> float | None:

@@ -104,7 +104,7 @@ def _columns(status: Status, trends: TrendColumns | None) -> list[Column]:
         column("1ST TOKEN", 92 if trends else 80, _first_token, right=True),
         column("TOKENS/S", 85, _tokens, right=True),
         column("OF USUAL", 76, _of_usual, right=True),
-        *([column("SENT", 73, _sent, right=True), trends.sent(slots)] if trends else []),
+        *([column("SENT", 73, _sent, right=True), trends.users(slots)] if trends else []),
         column("CANARY", 40, lambda slot: Piece(_canary_age(status, slot)), right=True),
         column("UTIL", 74 if trends else 72, _utilization, right=True),
         *([trends.utilization(slots)] if trends else []),

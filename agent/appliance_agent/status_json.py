@@ -7,8 +7,10 @@ import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from appliance_agent.generated import Generated
 from appliance_agent.snapshot import Snapshot
 from appliance_agent.status import Status
 from appliance_agent.status_view import status_of
@@ -22,8 +24,8 @@ class StatusError(ApplianceError):
     pass
 
 
-def render(snapshot: Snapshot) -> str:
-    return render_status(status_of(snapshot))
+def render(snapshot: Snapshot, generated: Mapping[int, Generated] = types.MappingProxyType({})) -> str:
+    return render_status(status_of(snapshot, generated))
 
 
 def render_status(status: Status) -> str:
@@ -42,6 +44,8 @@ def parse(text: str) -> Status:
 
 def _plain(value: object) -> object:
     match value:
+        case None | str() | int():
+            pass
         case datetime():
             return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         case float():
@@ -51,9 +55,20 @@ def _plain(value: object) -> object:
         case Mapping():
             return dict(cast(Mapping[str, object], value))
         case _ if is_dataclass(value):
-            return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+            return {name: _plain(getattr(value, name)) for name in _names(type(value))}
         case _:
-            return value
+            pass
+    return value
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
+
+
+@cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    return get_type_hints(kind)
 
 
 def _read(kind: type[_T], value: object, path: str) -> _T:
@@ -61,8 +76,7 @@ def _read(kind: type[_T], value: object, path: str) -> _T:
     if not isinstance(value, dict):
         raise StatusError(f"{path}: should be an object", hint=_HINT)
     given = cast(dict[str, object], value)
-    hints = get_type_hints(kind)
-    return kind(**{name: _field(hint, given.get(name), f"{path}.{name}") for name, hint in hints.items()})
+    return kind(**{name: _field(hint, given.get(name), f"{path}.{name}") for name, hint in _hints(kind).items()})
 
 
 def _field(hint: Any, value: object, path: str) -> object:

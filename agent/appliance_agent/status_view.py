@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from types import MappingProxyType
 
 from appliance_agent.containers import ContainerSeen
 from appliance_agent.evidence import Canary, Outcome
+from appliance_agent.generated import Generated, tells_tokens
 from appliance_agent.gpus import RecoveryAction
 from appliance_agent.slots import Entry, Quarantine, Slot
 from appliance_agent.snapshot import Snapshot
@@ -30,7 +33,7 @@ from appliance_agent.status import (
 )
 
 
-def status_of(snapshot: Snapshot) -> Status:
+def status_of(snapshot: Snapshot, generated: Mapping[int, Generated] = MappingProxyType({})) -> Status:
     engine, gpus = snapshot.engine, snapshot.gpus
     return Status(
         schema=SCHEMA,
@@ -49,7 +52,7 @@ def status_of(snapshot: Snapshot) -> Status:
             cuda_version=gpus.cuda_version or None,
         ),
         host=_host(snapshot),
-        slots=tuple(_slot(snapshot, slot) for slot in snapshot.host.slots),
+        slots=tuple(_slot(snapshot, slot, generated.get(slot.plan.index)) for slot in snapshot.host.slots),
         history=tuple(_entry(entry) for entry in snapshot.host.history),
     )
 
@@ -117,7 +120,7 @@ def _host(snapshot: Snapshot) -> HostStatus:
     )
 
 
-def _slot(snapshot: Snapshot, slot: Slot) -> SlotStatus:
+def _slot(snapshot: Snapshot, slot: Slot, generated: Generated | None) -> SlotStatus:
     container = container_of(snapshot, slot)
     release = release_of(snapshot, container)
     evidence = snapshot.evidence.get(slot.plan.index)
@@ -149,6 +152,7 @@ def _slot(snapshot: Snapshot, slot: Slot) -> SlotStatus:
         quarantine=_quarantine(snapshot, slot.quarantine) if slot.quarantine else None,
         next_try=_ahead(snapshot, max(slot.not_before_s, slot.hold_until_s)),
         sent_bytes_per_second=evidence.bytes_per_s if evidence and container else None,
+        generated=generated if evidence and tells_tokens(evidence.ollama_version) else None,
     )
 
 

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from appliance_agent import catalogue_slots as names
 from appliance_agent.access_log import Access, Event, LoadFailed, ModelLoad, Offload, Result, Source, Timing, Truncated
+from appliance_agent.generated import Generated
 from appliance_agent.metric import Metric
 from appliance_agent.tallies import Numbers, Spread, Tally
 
@@ -24,6 +25,7 @@ _CODES: Final = frozenset({*names.CODES, *names.CODES_SEEN})
 class _Slot:
     def __init__(self, index: int) -> None:
         gpu = str(index)
+        self.generated = Generated()
         self.requests = Numbers(names.REQUESTS, gpu)
         self.duration = Spread(names.REQUEST_DURATION, gpu)
         self.output_token = Spread(names.OUTPUT_TOKEN, gpu)
@@ -86,6 +88,7 @@ class _Slot:
         self.prompt_seconds.add(timing.prompt_s)
         self.generated_tokens.add(timing.answer_tokens)
         self.generation_seconds.add(timing.answer_s)
+        self.generated = self.generated.plus(timing.answer_tokens, timing.answer_s)
         if timing.answer_tokens > 1:
             self.output_token.observe(timing.answer_s / (timing.answer_tokens - 1))
 
@@ -122,6 +125,11 @@ class Traffic(Collector):
             for slot in wanted - self._slots.keys():
                 self._begin(slot)
             self._texts = None
+
+    def generated(self) -> dict[int, Generated]:
+        """By slot."""
+        with self._lock:
+            return {index: slot.generated for index, slot in self._slots.items()}
 
     def texts(self) -> tuple[tuple[Metric, str], ...]:
         """The samples of each family, for the exposition: without a detour by prometheus_client's objects."""

@@ -13,7 +13,7 @@ from appliance_agent.table_layout import Column
 from appliance_agent.terminal_text import Piece
 from appliance_agent.trends import Trends
 
-_LEAST_TOP = 1000.0  # bytes per second
+_LEAST_TOKENS, _LEAST_BYTES = 10.0, 1000.0  # per second, that a scale ends with
 _STEPS: Final = ((160, 24), (100, 16), (76, 12), (0, 8))  # in a window of at least so many columns
 
 
@@ -24,22 +24,27 @@ class TrendColumns:
     blocks: bool = True  # False: the terminal has digits only
 
     def utilization(self, slots: Sequence[SlotStatus]) -> Column:
-        count = self._steps()
-        title = f"UTIL {age(count * self.trends.step_s)}"
-        rows = [self.trends.utilization(slot.slot, count) for slot in slots]
+        title = f"UTIL {age(self._steps * self.trends.step_s)}"
+        rows = [self.trends.utilization(slot.slot, self._steps) for slot in slots]
         return self._column(title, 99, rows, top=1.0)
 
-    def sent(self, slots: Sequence[SlotStatus]) -> Column:
-        """All slots on one scale, so that they can be compared."""
-        count = self._steps()
-        top = round_top(self.trends.most_sent(count), least=_LEAST_TOP)
-        scale = f"0-{amount(top, whole=True).replace(' ', '')}B/s"
-        title = f"SENT {age(count * self.trends.step_s) if count == _STEPS[-1][1] else scale}"
-        rows = [self.trends.sent(slot.slot, count) for slot in slots]
-        return self._column(title, 97, rows, top=top)
+    def users(self, slots: Sequence[SlotStatus]) -> Column:
+        """What users get: tokens, or where no Ollama tells them, bytes. All slots on one scale, to be compared."""
+        if self.trends.tells_tokens:
+            top = round_top(self.trends.most_tokens(self._steps), least=_LEAST_TOKENS)
+            return self._scaled("USERS", "tok/s", [self.trends.tokens(slot.slot, self._steps) for slot in slots], top)
+        top = round_top(self.trends.most_sent(self._steps), least=_LEAST_BYTES)
+        return self._scaled("SENT", "B/s", [self.trends.sent(slot.slot, self._steps) for slot in slots], top)
 
+    @property
     def _steps(self) -> int:
         return next(steps for columns, steps in _STEPS if self.columns >= columns)
+
+    def _scaled(self, name: str, unit: str, rows: Sequence[Sequence[float | None]], top: float) -> Column:
+        scale = f"0-{amount(top, whole=True).replace(' ', '')}{unit}"
+        narrow = self._steps == _STEPS[-1][1]
+        title = f"{name} {age(self._steps * self.trends.step_s) if narrow else scale}"
+        return self._column(title, 97, rows, top=top)
 
     def _column(self, title: str, keep: int, rows: Sequence[Sequence[float | None]], *, top: float) -> Column:
         cells = tuple(Piece(sparkline(row, top=top, blocks=self.blocks)) for row in rows)

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from appliance_agent.status import SlotStatus, Status
+from appliance_agent.token_trend import TokenTrend
 
 STEP_S: Final = 5.0
 _MOST_STEPS = 120
+_STREAM_BYTES_PER_S = 50.0  # less is no stream of tokens
 
 
 @dataclass(slots=True)
@@ -45,6 +47,7 @@ class Trends:
         self.step_s = max(STEP_S, 2 * period_s)
         self._utilization: dict[int, _Trend] = {}
         self._sent: dict[int, _Trend] = {}
+        self._tokens: dict[int, TokenTrend] = {}
         self._last = 0
 
     def add(self, status: Status, now_s: float) -> None:
@@ -52,6 +55,7 @@ class Trends:
         for slot in status.slots:
             self._note(self._utilization, slot, slot.utilization_ratio)
             self._note(self._sent, slot, slot.sent_bytes_per_second)
+            self._tokens.setdefault(slot.slot, TokenTrend(self.step_s)).add(slot.generated, now_s)
 
     def go_on(self, now_s: float) -> None:
         """Time that passes without an answer is a gap."""
@@ -68,6 +72,21 @@ class Trends:
         """Of any slot, in any of the steps."""
         seen = [value for trend in self._sent.values() for value in trend.means(self._last, count)]
         return max((value for value in seen if value is not None), default=0.0)
+
+    @property
+    def tells_tokens(self) -> bool:
+        """Of any slot."""
+        return any(trend.known for trend in self._tokens.values())
+
+    def tokens(self, slot: int, count: int) -> list[float | None]:
+        """Per second, for users."""
+        sending = [(rate or 0.0) >= _STREAM_BYTES_PER_S for rate in self.sent(slot, count)]
+        return self._tokens.get(slot, TokenTrend(self.step_s)).rates(self._last, count, sending=sending)
+
+    def most_tokens(self, count: int) -> float:
+        """Of any slot, in any of the steps."""
+        seen = [rate for slot in self._tokens for rate in self.tokens(slot, count)]
+        return max((rate for rate in seen if rate is not None), default=0.0)
 
     def _note(self, trends: dict[int, _Trend], slot: SlotStatus, value: float | None) -> None:
         if value is not None:
