@@ -173,7 +173,7 @@ class FakeGpu:
         yield f"pci {self.pci_bus_id}"
         yield from _memory(self.memory_gib, self.used_gib, self.reserved_gib)
         yield f"vbios {self.vbios}"
-        yield from (f"{name} {value or 0:.0f}" for name, value in self._numbers())
+        yield from (f"{name} {round(value or 0)}" for name, value in self._numbers())
         yield from (f"sample {at_us} {percent}" for at_us, percent in self.samples or ())
         yield from _gpm(self.gpm or (0, 0, 0))
         yield f"lost {int(self.lost)}"

@@ -1,10 +1,11 @@
-"""The driver, asked for as long as GPUs are wanted: a reload may begin to want them, or cease to."""
+"""The driver, asked for as long as GPUs are wanted: a reload may begin to want them or their NVLink, or cease to."""
 
 from __future__ import annotations
 
 from appliance_agent.config import Config, GpuChoice
 from appliance_agent.gpu_source import NvmlSource
 from appliance_agent.gpus import GpuSnapshot
+from appliance_agent.nvml_process import COMMAND
 from appliance_agent.ports import Wake
 
 
@@ -14,12 +15,15 @@ class GpuSwitch:
     def __init__(self, wake: Wake) -> None:
         self._wake = wake
         self._source: NvmlSource | None = None
+        self._with_nvlink = False
 
     def configure(self, config: Config) -> None:
-        if config.gpus == GpuChoice.NONE:
+        wanted = config.gpus != GpuChoice.NONE
+        if not wanted or config.metrics.nvlink != self._with_nvlink:
             self.close()
-        elif self._source is None:
-            source = NvmlSource(self._wake)
+        if wanted and self._source is None:
+            self._with_nvlink = config.metrics.nvlink
+            source = NvmlSource(self._wake, command=(*COMMAND, "--nvlink") if self._with_nvlink else COMMAND)
             source.start()
             self._source = source
 
