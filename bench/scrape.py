@@ -1,165 +1,118 @@
-"""A scrape of the agent beside the same metrics through prometheus_client's own server and renderer, in one run.
+"""What a scrape of the agent costs and tells, beside prometheus_client's own server in the same run and beside the
+published figures of other exporters. Prints a table with its targets. Six minutes.
 
-    .venv/bin/python bench/scrape.py [--scrapes 1000] [--slots 8]
+    .venv/bin/python bench/scrape.py                       all parts
+    .venv/bin/python bench/scrape.py --parts servers       without root: the two servers alone
 
-Two scrapers ask at the same time, with gzip, as Prometheus does. A new snapshot is published every 10 ms, so that no
-scrape finds a body that was made before, as none does that comes every 15 s. Prints a table; what counts is the ratio,
-because the machine is whatever it is.
+servers: two scrapers at a time, as Prometheus asks (OpenMetrics, gzip), of 8 slots; each finds another snapshot.
+agent:   a whole agent with 8 slots on a Docker Engine of its own (root, docker.io, gcc; GPUs and Ollama are the tests'
+         stand-ins): the same in peace and while NVML, the engine and a model hang, the age of samples, XIDs, footprint.
+
+What others publish: dcgm-exporter, etc/default-counters.csv and README (an interval of 30 s unless told otherwise; XID
+as the last value); nvidia_gpu_exporter 1.14, docs/CONFIGURE.md (PCIe throughput, which is asked for by NVML's busy
+window of 20 ms for each direction and GPU: 320 ms for 8 GPUs). They need a GPU, and are not run here.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import os
-import subprocess
 import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import count
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from statistics import quantiles
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
-PERIOD_S = 0.01  # between two snapshots
-PAUSE_S = 0.02  # between two scrapes: longer, so that each finds another snapshot
-SCRAPERS = 2
-TARGET_MS = 10.0
+import scrapeserver  # noqa: E402 - after the path is set
+from benchhost import Row  # noqa: E402
+
+CLIENT = "prometheus_client's server"
+SMI = "nvidia_gpu_exporter"
+DCGM = "dcgm-exporter"
+_PUBLISHED = {SMI: "320 ms more with PCIe throughput"}
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    p50_ms: float
-    p99_ms: float
-    cpu_ms: float  # of the server, for one scrape
-    body_bytes: int
-    pss_mib: float
+def servers(scrapes: int, slots: int) -> list[Row]:
+    ours, theirs = (scrapeserver.measure(kind, scrapes=scrapes, slots=slots) for kind in scrapeserver.KINDS)
+
+    def times(told: scrapeserver.Measured) -> str:
+        return f"p50 {told.times_ms.p50:.1f} ms, p99 {told.times_ms.p99:.1f} ms"
+
+    what = f"scrape, {slots} slots, 2 scrapers (n={2 * scrapes})"
+    met = ours.times_ms.p99 <= 10
+    return [
+        Row(what, times(ours), {CLIENT: times(theirs), **_PUBLISHED}, "p99 10 ms", met),
+        Row("CPU for a scrape", f"{ours.cpu_ms:.2f} ms", {CLIENT: f"{theirs.cpu_ms:.2f} ms"}),
+        Row("its body, gzip", f"{ours.body_bytes / 1000:.1f} kB", {CLIENT: f"{theirs.body_bytes / 1000:.1f} kB"}),
+        Row("memory of the server's process", f"{ours.pss_mib:.1f} MiB", {CLIENT: f"{theirs.pss_mib:.1f} MiB"}),
+    ]
 
 
-def serve(kind: str, slots: int) -> None:
-    """Until the parent closes our stdin. Says the port on stdout."""
-    import snapshots  # noqa: PLC0415 - what the parent measures with must not load it
+def agent(seconds: float, *, apart: bool) -> list[Row]:
+    import fakenvml  # noqa: PLC0415 - the part without root needs none of it
+    import scrapeparts  # noqa: PLC0415
+    from agenthost import build_images  # noqa: PLC0415
+    from benchhost import Bench, Events  # noqa: PLC0415
+    from engines import start_engine  # noqa: PLC0415
 
-    from appliance_agent.config import MetricsConfig  # noqa: PLC0415
-    from appliance_agent.front import Front  # noqa: PLC0415
-
-    base = snapshots.good_night(slots)
-    front = Front(MetricsConfig("127.0.0.1", 0))
-    front.publish(base)
-    for slot in range(slots):
-        front.events.canary(slot, snapshots.canary())
-    if kind == "agent":
-        front.open()
-        port = front.port
-    else:
-        port = serve_by_client(front)
-    print(port, flush=True)
-    ended = threading.Event()
-
-    def wait_for_the_end() -> None:
-        sys.stdin.read()
-        ended.set()
-
-    threading.Thread(target=wait_for_the_end, daemon=True).start()
-    for tick in count():
-        now = replace(base.now, mono_s=base.now.mono_s + tick, wall_s=base.now.wall_s + tick)
-        front.publish(replace(base, now=now, ticks=tick))
-        if ended.wait(PERIOD_S):
-            return
-
-
-def serve_by_client(front: object) -> int:
-    from prometheus_client import CollectorRegistry, ProcessCollector, metrics, start_http_server  # noqa: PLC0415
-
-    from appliance_agent.exposition import MirrorCollector  # noqa: PLC0415
-    from appliance_agent.front import Front  # noqa: PLC0415
-
-    assert isinstance(front, Front)
-    metrics._use_created = False  # noqa: SLF001 - what disable_created_metrics does, which has no types
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    for collector in (MirrorCollector(front.snapshot), *front.events.probes, *front.events.ticks):
-        registry.register(collector)
-    server, _ = start_http_server(0, "127.0.0.1", registry)
-    return int(server.server_port)
-
-
-def measure(kind: str, *, scrapes: int, slots: int) -> Measured:
-    words = [sys.executable, __file__, "--serve", kind, "--slots", str(slots)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout
-        port = int(server.stdout.readline())
-        scrape(port, scrapes // 10)  # warm
-        idle = cpu_of(server.pid)
-        time.sleep(2)
-        idle_share = (cpu_of(server.pid) - idle) / 2
-        before, began_s = cpu_of(server.pid), time.monotonic()
-        with ThreadPoolExecutor(SCRAPERS) as pool:
-            runs = list(pool.map(lambda _: scrape(port, scrapes), range(SCRAPERS)))
-        used = cpu_of(server.pid) - before - idle_share * (time.monotonic() - began_s)
-        pss = pss_of(server.pid)
-        server.communicate("")
-    times = sorted(taken for run, _ in runs for taken in run)
-    cuts = quantiles(times, n=100)
-    return Measured(cuts[49] * 1e3, cuts[98] * 1e3, used / len(times) * 1e3, runs[0][1], pss)
-
-
-def scrape(port: int, times: int) -> tuple[list[float], int]:
-    """Seconds of each scrape, and the size of the last body."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    taken, size = list[float](), 0
-    for _ in range(times):
-        began = time.perf_counter()
-        connection.request("GET", "/metrics", headers={"Accept-Encoding": "gzip"})
-        size = len(connection.getresponse().read())
-        taken.append(time.perf_counter() - began)
-        time.sleep(PAUSE_S)
-    connection.close()
-    return taken, size
-
-
-def cpu_of(pid: int) -> float:
-    """Seconds, threads that have ended included."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def pss_of(pid: int) -> float:
-    line = next(line for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
-    return int(line.split()[1]) / 1024
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-scrape-") as name,
+        closing(start_engine("classic", gpu_hook=True)) as engine,
+    ):
+        build_images(Path(name, "images"), engine)
+        library = fakenvml.build(Path(name))
+        with closing(Events(engine)) as events:
+            bench = Bench(engine, Path(name), library, events, 0, 0)
+            with bench.agent("scrape") as host:
+                return [
+                    *scrapeparts.in_peace(bench),
+                    *scrapeparts.xid(bench, host),
+                    *scrapeparts.footprint(bench, host, seconds),
+                    *scrapeparts.hangs(bench, host, seconds, apart=apart),
+                ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--scrapes", type=int, default=1000, help="of each of the two scrapers")
-    parser.add_argument("--slots", type=int, default=8)
-    parser.add_argument("--serve", choices=("agent", "client"), help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(". ")[0])
+    parser.add_argument("--parts", default="servers,agent", help="some of: %(default)s")
+    parser.add_argument("--scrapes", type=int, default=1000, help="of each of the two scrapers of a server")
+    parser.add_argument("--slots", type=int, default=8, help="of the servers")
+    parser.add_argument("--seconds", type=float, default=60, help="of the hang, and of the footprint")
+    parser.add_argument("--apart", action="store_true", help="neighbours hang one after the other, not all at once")
+    parser.add_argument("--serve", choices=scrapeserver.KINDS, help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.serve:
-        serve(words.serve, words.slots)
+        scrapeserver.serve(words.serve, words.slots)
         return
-    measured = {kind: measure(kind, scrapes=words.scrapes, slots=words.slots) for kind in ("agent", "client")}
-    load = os.getloadavg()[0] / (os.cpu_count() or 1)
-    print(f"{words.slots} slots, {SCRAPERS} scrapers, {words.scrapes} scrapes each, a new snapshot for each scrape")
-    print(f"load of this machine: {load:.1f} for each core; much above 1, and p99 is the scheduler's\n")
-    print("| | p50 | p99 | CPU a scrape | body, gzip | PSS |\n|---|---|---|---|---|---|")
-    for kind, name in (("agent", "ollama-agent"), ("client", "prometheus_client's server")):
-        told = measured[kind]
-        print(
-            f"| {name} | {told.p50_ms:.2f} ms | {told.p99_ms:.2f} ms | {told.cpu_ms:.2f} ms "
-            f"| {told.body_bytes / 1000:.1f} kB | {told.pss_mib:.1f} MiB |"
-        )
-    ours, theirs = measured["agent"], measured["client"]
-    print(
-        f"| ratio | {theirs.p50_ms / ours.p50_ms:.1f} x | {theirs.p99_ms / ours.p99_ms:.1f} x "
-        f"| {theirs.cpu_ms / ours.cpu_ms:.1f} x | {theirs.body_bytes / ours.body_bytes:.2f} x | |"
-    )
-    if ours.p99_ms > TARGET_MS:
-        sys.exit(f"the target is a p99 of {TARGET_MS:g} ms")
+    parts = words.parts.split(",")
+    if unknown := set(parts) - {"servers", "agent"}:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    rows = servers(words.scrapes, words.slots) if "servers" in parts else []
+    rows += agent(words.seconds, apart=words.apart) if "agent" in parts else []
+    print_table(rows)
+    if missed := [row.what for row in rows if row.met is False]:
+        sys.exit(f"missed: {'; '.join(missed)}")
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    load = os.getloadavg()[1] / (os.cpu_count() or 1)
+    print(f"load of this machine over the last 5 minutes: {load:.1f} for each of {os.cpu_count()} cores\n")
+    rivals = [name for name in (CLIENT, SMI, DCGM) if any(name in row.theirs for row in rows)]
+    columns = [
+        "",
+        "ollama-agent",
+        *(f"{name}{'' if name == CLIENT else ' (published)'}" for name in rivals),
+        "target",
+        "",
+    ]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    for row in rows:
+        met = "" if row.met is None else "met" if row.met else "missed"
+        theirs = [row.theirs.get(name, "") for name in rivals]
+        print("| " + " | ".join([row.what, row.ours, *theirs, row.target, met]) + " |")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from appliance_agent.events import Events
 from appliance_agent.metric import Kind
-from appliance_agent.metrics import Family, families
+from appliance_agent.metrics import Family, Row, families
 from appliance_agent.metrics_gpu import XidTally
 from appliance_agent.scrape_format import Format
 from appliance_agent.snapshot import Snapshot
@@ -105,6 +105,7 @@ class Exposition:
         self._probes: tuple[int, list[_Rendered]] = (-1, [])  # the change that they are of
         self._heads: dict[str, tuple[str, str]] = {}
         self._beginnings: dict[str, dict[Labels, str]] = {}
+        self._families: dict[str, tuple[list[Row], _Rendered]] = {}
 
     def body(self, form: Format = Format.TEXT, *, gzip: bool) -> bytes:
         """Two that ask at the same time get the same one."""
@@ -134,7 +135,11 @@ class Exposition:
         return self._probes[1]
 
     def _family(self, family: Family) -> _Rendered:
+        """Most families say what they said before: comparing is ten times as fast as writing."""
         metric = family.metric
+        before = self._families.get(metric.name)
+        if before and before[0] == family.rows:
+            return before[1]
         known, used = self._beginnings.get(metric.name, {}), dict[Labels, str]()
         lines: list[str] = []
         for labels, value in family.rows:
@@ -142,7 +147,9 @@ class Exposition:
             used[labels] = start
             lines.append(f"{start} {number(value)}\n")
         self._beginnings[metric.name] = used
-        return _Rendered(self._head(metric.name, metric.help, metric.kind.value), "".join(lines))
+        rendered = _Rendered(self._head(metric.name, metric.help, metric.kind.value), "".join(lines))
+        self._families[metric.name] = (family.rows, rendered)
+        return rendered
 
     def _client_parts(self, collectors: Iterable[_Collects]) -> Iterator[_Rendered]:
         for collector in collectors:
