@@ -116,7 +116,7 @@ def _build(scene: Scene, words: list[str]) -> None:
 
 
 def _start(scene: Scene) -> Status:
-    configuration = scene.agent.configure(scene.image, health=scene.health)
+    configuration = scene.agent.configure(scene.image, container=scene.container, health=scene.health)
     tell_command(["cat", scene.agent.config.name])
     say(textwrap.indent(configuration, "  "), end="")
     tell_command([PROGRAM.name, "run", "--config", scene.agent.config.name])

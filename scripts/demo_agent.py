@@ -59,7 +59,7 @@ class DemoAgent:
         self._roads: dict[int, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def configure(self, image: str, *, health: str) -> str:
+    def configure(self, image: str, *, container: str, health: str) -> str:
         """What the file says."""
         text = f"""\
 image = "{image}"
@@ -70,7 +70,7 @@ base_port = {self._base_port}
 socket = "{self._engine.socket}"
 [container]
 name_prefix = "{PREFIX}"
-[health]
+{container}[health]
 {health}[metrics]
 address = "127.0.0.1"
 port = {self._metrics_port}

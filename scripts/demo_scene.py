@@ -56,6 +56,12 @@ class Scene:
             return "canary_interval_s = 2\n"
         return _PATIENT + (_UNUSED_GPUS if self.gpus.real else "")
 
+    @property
+    def container(self) -> str:
+        """Lines for the agent's configuration: with simulated GPUs the stand-in has its model on one."""
+        standing_in = self.gpus.simulated and not (self.given or self.ollama)
+        return 'environment = { STANDIN_GPU = "H100" }\n' if standing_in else ""
+
     def facts(self) -> tuple[list[str], list[str]]:
         """What is real, and what is simulated."""
         own = "an engine of its own" if isinstance(self.engine, PrivateEngine) else "yours"

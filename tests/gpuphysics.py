@@ -15,7 +15,7 @@ _STEP_S = 0.5
 _FOLLOWS_S, _WARMS_S = 1.5, 25.0  # until it is two thirds of the way to where it will be
 _IDLE_W, _BUSY_W = 68.0, 585.0
 _COOL_C, _HOT_C, _SLOWDOWN_C = 33.0, 72.0, 90
-_CAPPED = 0.8  # above this load the power cap holds clocks down now and then
+_CAPPED = 0.93  # above this load the power cap holds clocks down now and then
 _IDLE_BIT, _CAP_BIT, _HEAT_BIT = 0x1, 0x4, 0x20
 _PCIE_BYTES_PER_S = 60e6
 
@@ -73,7 +73,7 @@ def work(gpu: FakeGpu, load: float, passed_s: float) -> None:
     capped = load > _CAPPED
     gpu.clock_event_reasons = _CAP_BIT if capped else 0 if load > 0.01 else _IDLE_BIT
     gpu.sm_clock_mhz = 1755 if capped else 1980 if load > 0.01 else 345
-    gpu.sw_power_cap_s = (gpu.sw_power_cap_s or 0.0) + (passed_s * (load - _CAPPED) * 4 if capped else 0.0)
+    gpu.sw_power_cap_s = (gpu.sw_power_cap_s or 0.0) + (passed_s * (load - _CAPPED) * 10 if capped else 0.0)
 
 
 def warm(gpu: FakeGpu, degrees: float, passed_s: float) -> None:

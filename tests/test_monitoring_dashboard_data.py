@@ -7,6 +7,7 @@ import json
 import math
 import threading
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing import Any
 import fakenvml
 import pytest
 from agenthost import METRICS_PORT, AgentHost, build_images
+from dashboard_overview import OVERVIEW
 from dashboardlint import expressions, label_values
 from engines import PrivateEngine, wait_until
 from gpuphysics import Physics
+from picture import drawn
 from realprometheus import JOB, Prometheus, PrometheusUnavailableError
 
 FOLDER = Path(__file__).parent.parent / "monitoring/grafana/dashboards"
@@ -159,3 +162,11 @@ def test_the_table_has_one_line_for_each_gpu(night: Night) -> None:
 
         assert all(dict(series.labels) == {"instance": HOST, "gpu": series.labels["gpu"]} for series in found)
         assert len({series.labels["gpu"] for series in found}) == len(found)
+
+
+def test_the_picture_has_something_in_every_panel(night: Night) -> None:
+    svg = drawn(night.prometheus.api, minutes=max((time.time() - night.began_s) / 60, 1), rows=[])
+    shown = [element.text for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+    assert {panel.title for panel in OVERVIEW.panels} <= set(shown)
+    assert "no data" not in shown

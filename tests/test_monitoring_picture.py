@@ -6,6 +6,7 @@ import math
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from dashboard_overview import OVERVIEW
@@ -18,6 +19,7 @@ from picture_scale import axis, time_ticks, written
 from picture_source import Series
 from picture_svg import fitting, width_of
 
+ROOT = Path(__file__).parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
 PERIOD = Period(1_795_867_380.0, 1_795_867_980.0, 4.0, 16.0)
 GPUS = ("0", "1", "2", "3")
@@ -186,3 +188,9 @@ def test_values_that_are_no_number_are_left_out_of_lines() -> None:
     lines: Sequence[Sequence[Line]] = said.lines[panel.title]
 
     assert [line for each in lines for line in each] == []
+
+
+def test_the_committed_picture_is_of_this_page() -> None:
+    shown = set(texts((ROOT / "docs/dashboard.svg").read_text()))
+
+    assert {row.title for row in OVERVIEW.rows} | {panel.title for panel in OVERVIEW.panels} <= shown

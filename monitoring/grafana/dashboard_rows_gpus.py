@@ -21,7 +21,7 @@ from dashboard_values import Colour, Look, Panel, Query, Row
 _HOST: Final = "{{instance}}"
 _JOULES: Final = total(rate("gpu_energy_joules_total", window="5m"), "instance")
 _TOKENS: Final = total(rate("generated_tokens_total", window="5m"), "instance")
-_KNOWN: Final = series("backend_info", 'ollama_version!=""')
+_KNOWN: Final = series("backend_info", 'image!=""', 'ollama_version!=""')
 _RELEASES: Final = f"count by (image, ollama_version) ({_KNOWN})"
 
 GPU_HEALTH: Final = Row(
@@ -91,10 +91,10 @@ AGENT_ACTS: Final = Row(
     "What the agent did",
     (
         Panel(
-            title="Containers replaced", bars=True, by_gpu=True,
-            text="New containers by what ended the one before; `ollama-agent status --history 20` tells the story in sentences.",
+            title="Containers replaced", bars=True,
+            text="New containers by what ended the one before; the states above name the slot, `ollama-agent status --history 20` the reason.",
             queries=(
-                Query(total(increase("backend_restarts_total"), f"{SLOT}, reason") + " > 0", f"{LEGEND} {{{{reason}}}}"),
+                Query(total(increase("backend_restarts_total", 'reason!="start"'), "reason") + " > 0", "{{reason}}"),
             ),
             nothing="none",
             runbooks=("BackendFlapping",),

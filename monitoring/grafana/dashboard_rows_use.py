@@ -33,7 +33,7 @@ TRAFFIC: Final = Row(
         Panel(
             title="Requests by status", unit="reqps", stacked=True, colours=_STATUS_COLOURS,
             text="Users' requests that ended, each second; red means failed answers: look below for the slot, then at its log.",
-            queries=(Query(total(rate("requests_total"), "code"), "{{code}}"),),
+            queries=(Query(total(rate("requests_total"), "code") + " > 0", "{{code}}"),),
             runbooks=("ErrorBudgetBurn",),
         ),
         Panel(

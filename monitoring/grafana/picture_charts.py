@@ -116,7 +116,8 @@ def _range(panel: Panel, lines: Sequence[Line]) -> tuple[float, float]:
 
 
 def _legend(panel: Panel, lines: Sequence[Line], colours: Sequence[str], box: Box) -> tuple[list[str], float]:
-    """Its elements and its height: at most two lines, and how many more there are."""
+    """Its elements and its height: as many lines as there is room for, and how many more names there are."""
+    rows_most = 2 if box.height < 200 else 3
     with_last = not (panel.bars or panel.points) and len(lines) <= 4
     placed: list[tuple[int, float, str, str]] = []
     row, x, left_out = 0, 0.0, 0
@@ -126,12 +127,12 @@ def _legend(panel: Panel, lines: Sequence[Line], colours: Sequence[str], box: Bo
         wide = width_of(words, SMALL) + 24
         if x and x + wide > box.width - 6:
             row, x = row + 1, 0.0
-        if row > 1:
+        if row >= rows_most:
             left_out = len(lines) - len(placed)
             break
         placed.append((row, x, words, colour))
         x += wide
-    rows = min(row, 1) + 1 if placed else 1
+    rows = min(row + 1, rows_most) if placed else 1
     top = box.bottom - rows * _LEGEND_LINE
     found: list[str] = []
     for number, x, words, colour in placed:

@@ -9,7 +9,7 @@ from typing import Final
 from dashboard_values import COLUMNS, Board, Look, Panel, Place, places
 from picture_ask import Said
 from picture_charts import graph
-from picture_svg import EDGE, FAINT, PANEL, STRONG, TEXT, Box, page, rect, shade, text, width_of
+from picture_svg import EDGE, FAINT, PANEL, STRONG, TEXT, Box, line, page, rect, shade, text, width_of
 from picture_tiles import heat, number, states, table
 
 WIDTH: Final = 1240.0
@@ -39,6 +39,11 @@ def _box(place: Place) -> Box:
 
 def _head(board: Board, said: Said) -> Iterator[str]:
     yield text(_EDGE + 2, 31, board.title, size=17, fill=STRONG, bold=True)
+    x = _EDGE + width_of(board.title, 17) * 1.1 + 30
+    for marks in board.marks:
+        yield line(x, 19, x, 36, shade(marks.colour), width=1.4, dashes="2 3")
+        yield text(x + 8, 31, marks.title, size=11.5, fill=FAINT)
+        x += width_of(marks.title, 11.5) + 28
     start, end = (datetime.fromtimestamp(at_s, UTC) for at_s in (said.period.start_s, said.period.end_s))
     x = WIDTH - _EDGE
     for words in _reversed_chips(board, f"{start:%Y-%m-%d %H:%M} to {end:%H:%M} UTC"):
@@ -57,7 +62,7 @@ def _reversed_chips(board: Board, time: str) -> Sequence[str]:
 def _panel(board: Board, panel: Panel, box: Box, said: Said) -> Iterator[str]:
     yield rect(box, PANEL, edge=EDGE, round_px=3)
     answers = said.lines[panel.title]
-    lines = [line for each in answers for line in each]
+    lines = [shown for each in answers for shown in each]
     inside = box.inside(8, 26, 8, 6)
     if panel.look is Look.NUMBER:
         yield from number(panel, lines, inside, said.period)

@@ -9,6 +9,8 @@ another one hangs, a GPU reports an XID, one gets too warm, and a new release is
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import math
 import random
 import signal
@@ -41,6 +43,9 @@ OLD, NEW = ("appliance:r1-0.32.14", "0.32.14"), ("appliance:r1-0.32.15", "0.32.1
 GPUS: Final = 4
 USERS: Final = 3  # at most, for each GPU
 MINUTES: Final = 8.0
+BEFORE_S: Final = 180.0  # so that rates over minutes have their minutes
+INTERVAL_S: Final = 5
+_OPENAI, _MISTAKEN = 0.35, 0.02  # shares of the questions
 _SETTINGS: Final = QUICK.replace("canary_interval_s = 1\n", "canary_interval_s = 5\n")
 _CONTAINER: Final = {
     "STANDIN_GPU": "H100", "STANDIN_LOAD_S": "4", "STANDIN_TOKEN_S": "0.03", "OLLAMA_NUM_PARALLEL": "4",
@@ -79,8 +84,25 @@ class Users:
                 continue
             self.busy[slot] += 1
             with contextlib.suppress(Exception):  # what a slot says that is being healed
-                self.host.chat(slot, tokens=int(chance.uniform(20, 160)), timeout_s=25)
+                self._question(slot, chance)
             self.busy[slot] -= 1
+
+    def _question(self, slot: int, chance: random.Random) -> None:
+        """Over either API; now and then for a model that is not there."""
+        path = "/v1/chat/completions" if chance.random() < _OPENAI else "/api/chat"
+        tokens = int(chance.uniform(20, 160))
+        body = {
+            "model": MODEL if chance.random() > _MISTAKEN else "no-such-model",
+            "messages": [{"role": "user", "content": "你好，讲一个故事。" * chance.randrange(1, 60)}],
+            "options": {"num_predict": tokens},
+            "max_tokens": tokens,
+            "stream": True,
+        }
+        port = 8880 + slot
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+            connection.sock = self.host.engine.connect(port, timeout_s=25)
+            connection.request("POST", path, json.dumps(body))
+            connection.getresponse().read()
 
 
 def main() -> None:
@@ -118,7 +140,10 @@ def make_host(directory: Path, engine: PrivateEngine) -> AgentHost:
 def told(host: AgentHost, directory: Path) -> str:
     address = f"127.0.0.1:{host.engine.forward(METRICS_PORT)}"
     prometheus = Prometheus(
-        directory / "prometheus", {HOST: address}, rules=sorted(ROOT.glob("monitoring/prometheus/rules/*.yml"))
+        directory / "prometheus",
+        {HOST: address},
+        interval_s=INTERVAL_S,
+        rules=sorted(ROOT.glob("monitoring/prometheus/rules/*.yml")),
     )
     users = Users(host)
     with contextlib.ExitStack() as stack:
@@ -130,8 +155,8 @@ def told(host: AgentHost, directory: Path) -> str:
         host.wait_ready()
         stack.enter_context(users.at_work())
         for at_s, what, happens in events(host, physics):
-            time.sleep(max(0.0, began_s + at_s - time.monotonic()))
-            say(f"{time.monotonic() - began_s:5.0f} s  {what}")
+            time.sleep(max(0.0, began_s + BEFORE_S + at_s - time.monotonic()))
+            say(f"{at_s:5.0f} s  {what}")
             happens()
         return drawn(prometheus.api, minutes=MINUTES, rows=[])
 
@@ -141,11 +166,12 @@ def events(host: AgentHost, physics: Physics) -> list[tuple[float, str, Callable
         return lambda: physics.heat.update({0: degrees})
 
     return [
-        (80, "the container of GPU 2 is killed", lambda: host.engine.run_cli("kill", host.ids()[2])),
-        (160, "the server of GPU 1 hangs", lambda: host.fault(1, "hang_before_first_token")),
-        (215, "GPU 0 gets too little air", heat(32)),
-        (250, "GPU 3 reports XID 94, a contained memory error", lambda: memory_error(host, 3)),
-        (290, "GPU 0 gets air again", heat(0)),
+        (45, "the container of GPU 2 is killed", lambda: host.engine.run_cli("kill", host.ids()[2])),
+        (110, "the server of GPU 1 answers with errors", lambda: host.fault(1, "error_500")),
+        (165, "GPU 0 gets too little air", heat(31)),
+        (205, "GPU 3 reports XID 94, a contained memory error", lambda: memory_error(host, 3)),
+        (240, "GPU 0 gets air again", heat(0)),
+        (280, "the server of GPU 2 hangs", lambda: host.fault(2, "stall_mid_stream")),
         (340, "a new release is rolled out", lambda: roll_out(host)),
         (60 * MINUTES, "the end", lambda: None),
     ]
