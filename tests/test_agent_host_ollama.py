@@ -23,6 +23,7 @@ import pytest
 from agenthost import MODEL, QUICK, AgentHost
 from building import Site, ok
 from engines import PrivateEngine, wait_until
+from hosttraffic import Sums, by_slot, lines_read, requests_of, scrape, users, value_of
 from ollamastore import Config, Source, lay_model
 from scriptedgguf import write_scripted_gguf
 from smallbase import assemble
@@ -162,6 +163,10 @@ class Stream:
         self._thread.join(120)
         last: dict[str, Any] = json.loads(self.lines[-1])
         return last
+
+
+def served(host: AgentHost) -> int:
+    return requests_of(scrape(host))[0, "ollama_chat", 200]
 
 
 def states_for(host: AgentHost, seconds: int) -> set[str]:
@@ -326,3 +331,26 @@ def test_on_a_gpu_the_same_and_a_fallback_is_noticed(host: AgentHost) -> None:
 
     assert first == before
     assert restarts(host) == {"start": 1, "on_cpu": 1}
+
+
+def test_what_users_saw_is_what_is_counted(ready: AgentHost) -> None:
+    """Over an unload and a runner that is killed. Of prompts the log has what was not in the cache."""
+    sums = Sums()
+    with users(ready, sums, number=2, longest=30):
+        good_canaries(ready, 2)
+        ask(ready, "POST", "/api/generate", {"model": MODEL, "keep_alive": 0})
+        good_canaries(ready, 2)
+        os.kill(runner(ready), signal.SIGKILL)
+        good_canaries(ready, 2)
+    good_canaries(ready, 3)
+    ready.wait(lambda: served(ready) == sums.requests[0, "ollama_chat", 200], "all requests to be counted")
+    found, text = scrape(ready), log(ready)
+    of_users = sums.of_users(text)
+
+    assert len(of_users) == (served(ready) if "print_timing" in text else 0)
+    assert by_slot(found, "generated_tokens_total")[0] == (sums.answer_tokens[0] if of_users else 0)
+    assert by_slot(found, "prompt_tokens_total")[0] == sum(prompt_tokens for prompt_tokens, _ in of_users)
+    assert by_slot(found, "model_load_seconds_count")[0] == loads(ready) == 3
+    assert {name: value for name, value in lines_read(found).items() if value and "malformed" in name} == {}
+    assert value_of(found, "model_context_tokens", gpu="0", model=MODEL) == 2048
+    assert value_of(found, "model_expiry_timestamp_seconds", gpu="0", model=MODEL) is None
