@@ -6,7 +6,7 @@ Only the NVML process may pass it: a call that hangs in the driver cannot be end
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
@@ -146,20 +146,20 @@ def number(
     return Call(f"{name}({', '.join(map(str, arguments))})" if arguments else name, prepare)
 
 
-def numbers(name: str, reads: dict[str, Callable[[int], Any]], *arguments: int, kind: Any = ctypes.c_uint) -> Call:
-    """A function that writes several numbers, through a pointer each."""
+def numbers(name: str, reads: Mapping[str, Callable[[int], Any] | None]) -> Call:
+    """A function that writes several numbers, through a pointer each; without `read` nobody wants it."""
 
     def prepare(subject: Subject) -> Ask:
-        asked, buffer = function(name), (kind * len(reads))()
-        size = ctypes.sizeof(kind)
-        pointers = (ctypes.byref(buffer, place * size) for place in range(len(reads)))
-        words = (subject.handle, *arguments, *pointers)
+        asked, buffer = function(name), (ctypes.c_uint * len(reads))()
+        size = ctypes.sizeof(ctypes.c_uint)
+        words = (subject.handle, *(ctypes.byref(buffer, place * size) for place in range(len(reads))))
+        wanted = [(gives, place, read) for place, (gives, read) in enumerate(reads.items()) if read]
 
         def ask(values: Values) -> int:
             code = asked(*words)
             if not code:
-                for (gives, read), value in zip(reads.items(), buffer, strict=True):
-                    values[gives] = read(value)
+                for gives, place, read in wanted:
+                    values[gives] = read(buffer[place])
             return code
 
         return ask

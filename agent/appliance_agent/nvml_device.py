@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,10 +21,11 @@ from appliance_agent.nvml_calls import (
     why_not_up,
     words_of,
 )
-from appliance_agent.nvml_fields import FIELD_BATCH, FIELDS, NVLINK_FIELDS, Batch, Field, counted
+from appliance_agent.nvml_fields import FIELD_BATCH, FIELDS, NVLINK_FIELDS, Batch, Field, counted, value_of
 from appliance_agent.nvml_pace import Interval, Pace
 from appliance_agent.nvml_questions import QUESTIONS, SLOWDOWN, Question
 
+_FAST: Final = (Interval.SECOND,)
 _SLOW: Final = (Interval.TENS, Interval.THIRTIES, Interval.ONCE)
 _EARLY: Final = 0.97  # looks are not exactly a second apart
 _TIMES: Final = {Interval.TENS: "tens_at_s", Interval.THIRTIES: "thirties_at_s"}
@@ -63,18 +64,23 @@ class Device:
     _plan: dict[Interval, list[_Asked]] = field(default_factory=dict[Interval, list[_Asked]])
     _batches: dict[tuple[Interval, ...], Batch | None] = field(default_factory=dict[tuple[Interval, ...], Batch | None])
     _kept: dict[Interval, Mapping[str, Any]] = field(default_factory=dict[Interval, Mapping[str, Any]])
-    _kept_s: dict[Interval, float] = field(default_factory=dict[Interval, float])
+    _next_s: dict[Interval, float] = field(default_factory=dict[Interval, float])  # when it is asked again
+    _due_s: float = 0.0  # the first of these
+    _slow: Values = field(default_factory=dict[str, Any])
+    _slowdown_c: float | None = None
 
     def forget(self) -> None:
         """What it supports and what it said are asked anew."""
         self.unsupported.clear()
-        for known in (self._plan, self._batches, self._kept, self._kept_s):
-            known.clear()
+        self._plan.clear()
+        self._batches.clear()
+        self._next_s.clear()
+        self._due_s = 0.0
 
     def read(self, now_s: float, pace: Pace) -> GpuReading:
         """Raises NvmlDownError."""
         began_s = time.monotonic()
-        due = self._due(now_s, pace)
+        due = self._due(now_s)
         fresh: dict[Interval, Values] = {interval: {} for interval in due}
         try:
             if self.handle is None:
@@ -84,36 +90,36 @@ class Device:
             for interval in due:
                 self._ask_questions(interval, fresh[interval])
         except _GpuGoneError as gone:
-            self._kept.clear()
-            self._kept_s.clear()
+            self._next_s.clear()
+            self._due_s = 0.0
             return GpuReading(now_s, gone.is_lost, not gone.is_lost, failed_calls=self.failed_calls)
-        for interval in due[1:]:
-            self._kept[interval], self._kept_s[interval] = fresh[interval], now_s
-            if interval in _TIMES:
-                fresh[interval][_TIMES[interval]] = now_s
+        if len(due) > 1:
+            self._keep(fresh, due[1:], now_s, pace)
         return self._reading(fresh[Interval.SECOND], now_s, began_s)
 
-    def _due(self, now_s: float, pace: Pace) -> tuple[Interval, ...]:
-        kept_s = self._kept_s
-        slow = (
-            interval
-            for interval in _SLOW
-            if interval not in kept_s or now_s - kept_s[interval] >= _EARLY * pace.interval_s(interval)
-        )
-        return (Interval.SECOND, *slow)
+    def _due(self, now_s: float) -> tuple[Interval, ...]:
+        if now_s < self._due_s:
+            return _FAST
+        return (*_FAST, *(interval for interval in _SLOW if now_s >= self._next_s.get(interval, 0.0)))
+
+    def _keep(self, fresh: Mapping[Interval, Values], due: Sequence[Interval], now_s: float, pace: Pace) -> None:
+        """What was asked now and is asked seldom, until it is asked again."""
+        for interval in due:
+            self._kept[interval] = fresh[interval]
+            self._next_s[interval] = now_s + _EARLY * pace.interval_s(interval)
+            if interval in _TIMES:
+                fresh[interval][_TIMES[interval]] = now_s
+        self._due_s = min(self._next_s.values())
+        self._slow = {}
+        for interval in reversed(_SLOW):
+            self._slow.update(self._kept[interval])
+        self._slowdown_c = self._slow.pop(SLOWDOWN, None)
 
     def _reading(self, fast: Values, now_s: float, began_s: float) -> GpuReading:
-        values: Values = {}
-        for interval in reversed(_SLOW):
-            values.update(self._kept[interval])
-        values.update(fast)
-        slowdown_c = values.pop(SLOWDOWN, None)
-        if slowdown_c and "thermal_margin_c" not in values and "temperature_c" in values:
-            values["thermal_margin_c"] = slowdown_c - values["temperature_c"]
-        values.pop("mig_pending", None)
-        return GpuReading(
-            at_s=now_s, look_s=round(time.monotonic() - began_s, 6), failed_calls=self.failed_calls, **values
-        )
+        if self._slowdown_c and "thermal_margin_c" not in fast and "temperature_c" in fast:
+            fast["thermal_margin_c"] = self._slowdown_c - fast["temperature_c"]
+        look_s = round(time.monotonic() - began_s, 6)
+        return GpuReading(now_s, look_s=look_s, failed_calls=self.failed_calls, **{**self._slow, **fast})
 
     def _ask_fields(self, due: tuple[Interval, ...], fresh: Mapping[Interval, Values], now_s: float) -> None:
         if due not in self._batches:
@@ -125,14 +131,13 @@ class Device:
             if words := self._note(FIELD_BATCH, code):
                 fresh[Interval.SECOND]["error"] = words
             return
-        for answer in batch.answers():
-            gives, values = answer.field.gives, fresh[answer.field.interval]
-            if answer.code:
-                self._note(answer.field.key, answer.code)
-            elif answer.field.counts:
-                values[gives] = counted(self.meters, answer, now_s)
-            elif answer.value is not None:
-                values[gives] = answer.value
+        for field_, _, kind, code, raw in batch.told():
+            if code:
+                self._note(field_.key, code)
+            elif field_.counts:
+                fresh[field_.interval][field_.gives] = counted(self.meters, field_, kind, raw, now_s)
+            elif (value := value_of(field_, kind, raw)) is not None:
+                fresh[field_.interval][field_.gives] = value
 
     def _batch(self, due: tuple[Interval, ...]) -> Batch | None:
         if self.parent is not None or FIELD_BATCH in self.unsupported:

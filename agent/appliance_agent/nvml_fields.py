@@ -15,6 +15,7 @@ from appliance_agent.nvml_pace import Interval
 
 FIELD_BATCH: Final = "nvmlDeviceGetFieldValues"
 _FIELD: Final = struct.Struct("IIqqIiQ")  # id, scope, time, microseconds of the driver, type, return code, value
+_UNSIGNED, _LONG = 1, (2, 3)  # of NVML's types of values
 _ALL_LINKS: Final = 2**32 - 1
 _ACTIONS: Final = {action.value: action for action in RecoveryAction}
 _SECOND, _TENS, _THIRTIES = Interval.SECOND, Interval.TENS, Interval.THIRTIES
@@ -35,15 +36,6 @@ class Field:
     @property
     def key(self) -> str:
         return f"field {self.id}"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    field: Field
-    code: int
-    value: Any
-    latency_us: int
-    bits: int  # of the number
 
 
 def _from_milli(number: int) -> float:
@@ -114,24 +106,23 @@ class Batch:
     def ask(self) -> int:
         return self._ask(self._handle, len(self.fields), self._buffer)
 
-    def answers(self) -> Iterator[Answer]:
+    def told(self) -> Iterator[tuple[Field, int, int, int, int]]:
+        """For each field: what the driver says it took, the type, the return code and the value as it lies in memory."""
         for field, (_, _, _, latency_us, kind, code, raw) in zip(
             self.fields, _FIELD.iter_unpack(self._buffer), strict=True
         ):
-            number = None if code else _number(kind, raw)
-            value = field.read(number) if field.read and number is not None else number
-            yield Answer(field, code, value, latency_us, 64 if kind in _LONG else 32)
+            yield field, latency_us, kind, code, raw
 
 
-_LONG: Final = (2, 3, 4)  # of NVML's types of values: those of 64 bits
+def value_of(field: Field, kind: int, raw: int) -> Any:
+    number = raw & 0xFFFFFFFF if kind == _UNSIGNED else raw if kind in _LONG else _number(kind, raw)
+    return field.read(number) if field.read else number
 
 
 def _number(kind: int, raw: int) -> Any:
     match kind:
         case 0:
             return struct.unpack("d", raw.to_bytes(8, "little"))[0]
-        case 2 | 3:
-            return raw
         case 4:
             return raw - (1 << 64) if raw >> 63 else raw
         case 5:
@@ -143,9 +134,9 @@ def _number(kind: int, raw: int) -> Any:
             return raw & 0xFFFFFFFF
 
 
-def counted(meters: Meters, answer: Answer, now_s: float) -> int:
+def counted(meters: Meters, field: Field, kind: int, raw: int, now_s: float) -> int:
     """What was counted since the process began, of a counter that may wrap."""
-
-    gives = answer.field.gives
-    meters.pcie[gives] = meters.pcie.get(gives, Bytes()).after(answer.value, bits=answer.bits, now_s=now_s)
-    return meters.pcie[gives].total
+    bits = 64 if kind in _LONG else 32
+    meter = meters.pcie.get(field.gives, Bytes()).after(value_of(field, kind, raw), bits=bits, now_s=now_s)
+    meters.pcie[field.gives] = meter
+    return meter.total

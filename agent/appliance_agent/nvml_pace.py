@@ -13,6 +13,8 @@ class Interval(Enum):
     THIRTIES = "30s"
     ONCE = "once"
 
+    __hash__ = object.__hash__  # Enum's is Python, and this is the key of many a dict every second
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:

@@ -22,7 +22,7 @@ from appliance_agent.nvml_calls import (
     nvml,
 )
 from appliance_agent.nvml_device import NvmlDownError
-from appliance_agent.nvml_fields import FIELD_BATCH, FIELDS, NVLINK_FIELDS, Batch
+from appliance_agent.nvml_fields import FIELD_BATCH, FIELDS, NVLINK_FIELDS, Batch, value_of
 from appliance_agent.nvml_questions import QUESTIONS
 from appliance_agent.nvml_session import Session
 
@@ -71,11 +71,9 @@ def _gpu(handle: Handle) -> Iterator[str]:
             yield _row(call.name, _repeated(call, subject))
     batch = Batch(subject, (*FIELDS, *NVLINK_FIELDS))
     yield _row(f"{FIELD_BATCH}, all {len(batch.fields)}", lambda: _checked(batch.ask(), "answered"))
-    for answer in batch.answers():
-        field = answer.field
-        shown = f"error {answer.code}: {NvmlError(answer.code)}" if answer.code else f"{field.gives}={answer.value}"
-        width = f"{answer.bits} bits"
-        yield f"  field {field.id:3} {field.name:<38} driver says {answer.latency_us:8} us  {width}  {shown}"
+    for field, latency_us, kind, code, raw in batch.told():
+        shown = f"error {code}: {NvmlError(code)}" if code else f"{field.gives}={value_of(field, kind, raw)}"
+        yield f"  field {field.id:3} {field.name:<38} driver says {latency_us:8} us  type {kind}  {shown}"
 
 
 def _named(name: str, *arguments: Any) -> Any:

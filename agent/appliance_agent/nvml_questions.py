@@ -136,7 +136,7 @@ QUESTIONS: Final = (
     ),
     _vital(
         _SECOND, "mig_enabled",
-        numbers("nvmlDeviceGetMigMode", {"mig_enabled": bool, "mig_pending": bool}),
+        numbers("nvmlDeviceGetMigMode", {"mig_enabled": bool, "": None}),
     ),
     _vital(
         _SECOND, "processes",

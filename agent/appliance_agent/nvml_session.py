@@ -45,7 +45,7 @@ class Session:
         self._enumerated_s = 0.0
         self._opened_s = 0.0
         self._count = 0
-        self._resident_bytes: int | None = None
+        self._used: tuple[float | None, int | None] = (None, None)  # by this process: CPU seconds, memory
         self._unseen = ""  # GPUs that cannot be named, in words
         self._conditions: dict[str, Condition] = {}
         self._returned = False  # a GPU that was unsound is sound again
@@ -106,8 +106,8 @@ class Session:
             cuda_version=self._versions[1],
             gpus=self.gpus,
             readings=readings,
-            process_cpu_s=round(time.process_time(), 3),
-            process_memory_bytes=self._resident_bytes,
+            process_cpu_s=self._used[0],
+            process_memory_bytes=self._used[1],
         )
 
     def _changed(self, readings: Mapping[str, GpuReading]) -> bool:
@@ -127,7 +127,7 @@ class Session:
         before = self._devices
         self._count = _count()
         self._enumerated_s = now_s
-        self._resident_bytes = _resident_bytes()
+        self._used = (round(time.process_time(), 3), _resident_bytes())
         self._unseen = ""
         devices: dict[str, Device] = {}
         for device in self._found(before):
