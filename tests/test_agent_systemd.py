@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 from agentbundle import copied
 from agentgraphics import containers
 from agenthost import MODEL, ONE, QUICK, TWO, build_images
+from authority import make_authority
 from engines import PrivateEngine, wait_until
 from systemd_host import SHARED, SystemdHost
+from webguard import WITH_TLS, basic
 
 UNIT = "ollama-agent.service"
 CONFIGURATION = "/etc/ollama-appliance/agent.toml"
@@ -228,6 +231,41 @@ def test_the_status_command_works_for_anybody_on_the_host(serving: SystemdHost) 
     told = serving.must("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "ollama-agent", "status")
 
     assert "ready" in told
+
+
+def test_behind_tls_and_a_password_root_and_the_group_still_see_the_status(host: SystemdHost, tmp_path: Path) -> None:
+    """With the hash made and the files protected as the documentation says."""
+    authority = make_authority(tmp_path)
+    host.write("/etc/ollama-appliance/server.crt", authority.server_certificate.read_text())
+    host.write("/etc/ollama-appliance/server.key", authority.server_key.read_text())
+    script = "import bcrypt; print(bcrypt.hashpw(b'sesame', bcrypt.gensalt(10)).decode())"
+    digest = host.must("sh", "-c", f'"$(readlink -f /opt/ollama-appliance/bin)/python" -c "{script}"').strip()
+    host.write("/etc/ollama-appliance/web.yml", f"{WITH_TLS}basic_auth_users:\n  prometheus: {digest}\n")
+    for file in ("web.yml", "server.key"):
+        host.must("chgrp", "ollama-agent", f"/etc/ollama-appliance/{file}")
+        host.must("chmod", "640", f"/etc/ollama-appliance/{file}")
+    host.write(CONFIGURATION, f'{CONFIG}[metrics]\nweb_config = "/etc/ollama-appliance/web.yml"\n')
+    host.systemctl("start", UNIT)
+    host.wait_status(UNIT, "1/1 ready")
+
+    context = ssl.create_default_context(cafile=authority.certificate)
+    statuses: list[int] = []
+    for headers in ({}, {"Authorization": basic("prometheus", "sesame")}):
+        connection = http.client.HTTPConnection("127.0.0.1", 9440)
+        connection.sock = context.wrap_socket(host.engine.connect(9440, timeout_s=30), server_hostname="127.0.0.1")
+        connection.request("GET", "/metrics", headers=headers)
+        statuses.append(connection.getresponse().status)
+        connection.close()
+    group = host.must("id", "--group", "ollama-agent").strip()
+    member = host.run("setpriv", "--reuid=65534", f"--regid={group}", "--clear-groups", "ollama-agent", "status")
+    stranger = host.run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "ollama-agent", "status")
+
+    assert statuses == [401, 200]
+    assert "ready" in host.must("ollama-agent", "status")
+    assert (member.status, "ready" in member.stdout) == (0, True)
+    assert stranger.status == 1
+    assert "permission denied" in stranger.stderr.lower()
+    assert "hint: root and members of group ollama-agent may ask: `sudo ollama-agent status`" in stranger.stderr
 
 
 def test_a_reload_with_mistakes_keeps_the_old_configuration_and_says_so(serving: SystemdHost) -> None:
