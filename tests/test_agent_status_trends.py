@@ -221,14 +221,28 @@ def test_while_an_answer_runs_its_tokens_are_not_known() -> None:
     assert trend.rates(203, 3, sending=[True, False, True]) == [pytest.approx(10.0), 0.0, None]
 
 
-@pytest.mark.parametrize("again", [Generated(), Generated(9, 0, 0.0), None])
-def test_an_agent_that_counts_anew_is_a_gap(again: Generated | None) -> None:
+@pytest.mark.parametrize("again", [Generated(), Generated(9, 0, 0.0)])
+def test_an_agent_that_counts_anew_is_a_gap_and_what_was_before_stays(again: Generated) -> None:
     trend = TokenTrend(5.0)
     trend.add(Generated(5, 500, 50.0), 1000.0)
+    trend.add(Generated(6, 550, 55.0), 1005.0)
     trend.add(again, 1010.0)
     trend.add(again, 1014.0)
 
-    assert trend.rates(202, 3, sending=[False] * 3) == [None, None, None if again is None else 0.0]
+    assert trend.rates(202, 4, sending=[False] * 4) == [None, 10.0, None, 0.0]
+
+
+def test_a_slot_that_gets_another_container_keeps_its_tokens() -> None:
+    trend = TokenTrend(5.0)
+    trend.add(Generated(5, 500, 50.0), 1000.0)
+    trend.add(Generated(6, 550, 55.0), 1005.0)
+    trend.add(None, 1010.0)
+
+    assert trend.rates(202, 3, sending=[False] * 3) == [10.0, None, None]
+
+    trend.add(Generated(7, 600, 60.0), 1015.0)
+
+    assert trend.rates(202, 3, sending=[False] * 3) == [10.0, 0.0, 10.0]
 
 
 @given(
@@ -247,13 +261,13 @@ def test_no_token_is_lost_and_none_is_made_up(answers: list[tuple[int, int, floa
     last = int(now_s // 5)
     rates = trend.rates(last, 100, sending=[False] * 100)
 
-    covered = [min((step + 1) * 5, now_s) - step * 5 for step in range(last - 99, last + 1)]
+    covered = [max(min((step + 1) * 5, now_s) - max(step * 5, 1000.0), 0) for step in range(last - 99, last + 1)]
     assert sum((rate or 0.0) * known for rate, known in zip(rates, covered, strict=True)) == pytest.approx(
         counted.tokens
     )
 
 
-def test_what_the_log_tells_of_answers_is_in_the_status() -> None:
+def test_answers_are_in_the_status_of_a_server_that_tells_of_them_or_has_done_so() -> None:
     traffic = Traffic()
     traffic.keep([0, 1])
     traffic.event(1, Timing(10, 0.1, 40, 2.0))
@@ -264,7 +278,7 @@ def test_what_the_log_tells_of_answers_is_in_the_status() -> None:
     status = parse(render(replace(new, evidence=told), traffic.generated()))
 
     assert [slot.generated for slot in status.slots] == [Generated(), Generated(2, 42, 2.5)]
-    assert [slot.generated for slot in parse(render(old, traffic.generated())).slots] == [None, None]
+    assert [slot.generated for slot in parse(render(old, traffic.generated())).slots] == [None, Generated(2, 42, 2.5)]
 
 
 @pytest.mark.parametrize(

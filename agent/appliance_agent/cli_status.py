@@ -42,7 +42,11 @@ Without a UTF-8 locale digits stand for the blocks: 0 is exactly 0, 9 is the top
 """
 
 
-@click.command(epilog=_EPILOG, context_settings={"max_content_width": 110})
+@click.command(
+    short_help="What runs where, how fast, and what was done lately and why.",
+    epilog=_EPILOG,
+    context_settings={"max_content_width": 110},
+)
 @click.option(
     "--config", "path", type=click.Path(path_type=Path), default=Path(config.DEFAULT_PATH), show_default=True,
     help="The agent's configuration, which says where it answers.",

@@ -16,6 +16,8 @@ from appliance_image.errors import ApplianceError
 _TIMEOUT_S = 3.0
 _MOST_BYTES = 16 * 1024 * 1024
 _START = "`systemctl status ollama-agent` says whether it runs, `systemctl start ollama-agent` starts it"
+_AGAIN = "ask again in a few seconds"
+_ON_HOST = "run `ollama-agent status` without `--url` on the agent's own host: there it needs no password"
 _URL = "give the address of an agent, for example `--url http://127.0.0.1:9440/status`"
 _SOCKET = "unix:///run/ollama-agent/status.sock"
 _GROUP = "root and members of group ollama-agent may ask: `sudo ollama-agent status`"
@@ -52,10 +54,21 @@ def ask(url: str, *, timeout_s: float = _TIMEOUT_S) -> Told:
     finally:
         connection.close()
     if answer.status != 200 or not answer.getheader("Content-Type", "").startswith("application/json"):
-        line = text.strip().partition("\n")[0][:200] if answer.status == 503 else "is another program on this port?"
-        raise StatusUnavailableError(f"{url} answers {answer.status} {answer.reason}: {line}", hint=_START)
+        sentence, hint = _refused(answer.status, text)
+        raise StatusUnavailableError(f"{url} answers {answer.status} {answer.reason}: {sentence}", hint=hint)
     age = answer.getheader("Age", "0")
     return Told(text, float(age) if age.isdecimal() else 0.0)
+
+
+def _refused(status: int, text: str) -> tuple[str, str]:
+    """What it means, and what to do."""
+    match status:
+        case 503:
+            return text.strip().partition("\n")[0][:200], _AGAIN
+        case 401:
+            return "it asks for a name and a password", _ON_HOST
+        case _:
+            return "is another program on this port, or another page at this path?", _URL
 
 
 def _connection(url: str, timeout_s: float) -> tuple[http.client.HTTPConnection, str]:

@@ -7,7 +7,7 @@ from datetime import datetime
 from types import MappingProxyType
 
 from appliance_agent.containers import ContainerSeen
-from appliance_agent.evidence import Canary, Outcome
+from appliance_agent.evidence import Canary, Evidence, Outcome
 from appliance_agent.generated import Generated, tells_tokens
 from appliance_agent.gpus import RecoveryAction
 from appliance_agent.slots import Entry, Quarantine, Slot
@@ -152,8 +152,14 @@ def _slot(snapshot: Snapshot, slot: Slot, generated: Generated | None) -> SlotSt
         quarantine=_quarantine(snapshot, slot.quarantine) if slot.quarantine else None,
         next_try=_ahead(snapshot, max(slot.not_before_s, slot.hold_until_s)),
         sent_bytes_per_second=evidence.bytes_per_s if evidence and container else None,
-        generated=generated if evidence and tells_tokens(evidence.ollama_version) else None,
+        generated=_told(generated, evidence),
     )
+
+
+def _told(generated: Generated | None, evidence: Evidence | None) -> Generated | None:
+    """Whoever has told of answers tells of all; of any other its version says it."""
+    tells = evidence is not None and tells_tokens(evidence.ollama_version)
+    return generated if generated and (generated.answers or tells) else None
 
 
 def _gpu(snapshot: Snapshot, uuid: str) -> GpuStatus:
