@@ -1,0 +1,64 @@
+"""Every rule with every small mistake in it: some unit test must notice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rulebook import RULES, TESTS, Rule, cases_of, expecting, failures, render, rules_of, run_promtool, world
+from rulemutants import Mutant, mutants
+
+Suites = Mapping[str, Mapping[str, Any]]
+# Mistakes that change nothing: how the mutant's name begins, and why.
+EQUIVALENT = {
+    'OllamaApplianceCollectStale: without interval="30s"': "what is asked more often and is that old is late anyway",
+}
+
+
+def test_no_mistake_in_a_rule_goes_unnoticed(tmp_path: Path) -> None:
+    rules = rules_of(RULES)
+    suites = {path.stem: cases_of(path) for path in TESTS.glob("*.yml") if not path.stem.startswith("compat")}
+    made = [
+        (mutant, _write(tmp_path / f"{place}-{number}", world(rules, place, mutant.rule), suites))
+        for place, rule in enumerate(rules)
+        for number, mutant in enumerate(mutants(rule, _fires_for(rule, suites)))
+    ]
+    checked = run_promtool("check", "rules", *(tmp_path.glob(f"*/{RULES.name}")))
+    assert checked.returncode == 0, checked.stdout
+
+    failed = failures([path for _, paths in made for path in paths])
+    unnoticed = [mutant.what for mutant, paths in made if not failed.keys() & set(paths)]
+
+    print(f"{len(made)} mutants, {len(unnoticed)} unnoticed, {len(EQUIVALENT)} of them rightly")
+    assert [what for what in unnoticed if not what.startswith(tuple(EQUIVALENT))] == []
+    assert len(unnoticed) == len(EQUIVALENT), "a reason for what no mutant does"
+
+
+def _write(folder: Path, rules: Sequence[Rule], suites: Suites) -> list[Path]:
+    """The changed rules, and the unit tests that have something to say of them."""
+    folder.mkdir()
+    (folder / RULES.name).write_text(render(rules))
+    paths = list[Path]()
+    for name, cases in suites.items():
+        kept = expecting(cases, rules)
+        if kept["tests"]:
+            paths.append(folder / f"{name}.yml")
+            paths[-1].write_text(yaml.dump(kept, Dumper=yaml.CSafeDumper))
+    return paths
+
+
+def _fires_for(rule: Rule, suites: Suites) -> Mapping[str, str]:
+    for labels in _expected(rule, suites):
+        if rule.labels.items() <= labels.items():
+            return {name: value for name, value in labels.items() if name not in rule.labels}
+    return {"job": "ollama-agent", "instance": "h1"}
+
+
+def _expected(rule: Rule, suites: Suites) -> Iterator[Mapping[str, str]]:
+    for cases in suites.values():
+        for test in cases["tests"]:
+            for each in test.get("alert_rule_test", ()):
+                if each["alertname"] == rule.name:
+                    yield from (alert["exp_labels"] for alert in each["exp_alerts"])
