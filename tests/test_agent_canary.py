@@ -18,7 +18,7 @@ from scriptedstore import lay_scripted_models
 from standinserver import OllamaServer, chat, lines_with
 
 from appliance_agent import canary, preload
-from appliance_agent.access_log import MARK
+from appliance_agent.access_log import MARK, Parser, Timing
 from appliance_agent.canary import Question
 from appliance_agent.evidence import Canary, Load, Outcome, Running
 from appliance_agent.http import Broken, Cancel, ExchangeError, Http, Meter, Server
@@ -365,6 +365,52 @@ def test_a_model_that_is_not_in_memory_is_not_loaded(start: Start, http: Http) -
 
     assert (before.loaded, other.loaded, short.loaded) == (False, False, True)
     assert short.vram_bytes == short.model_bytes > 0
+    assert (before.others_bytes, other.others_bytes, other.others_vram_bytes) == (None, *[short.model_bytes] * 2)
+    assert (short.others_bytes, short.context_tokens, short.expires_wall_s) == (None, 4096, None)
+
+
+PS = {
+    "name": MODEL,
+    "size": 20,
+    "size_vram": 10,
+    "context_length": 4096,
+    "expires_at": "2026-11-28T12:00:00.123456789Z",
+}
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([PS], preload.Loaded(True, 20, 10, 4096, 1795867200.123456)),
+        ([{**PS, "expires_at": "2319-03-07T18:14:26.123456789+01:00"}], preload.Loaded(True, 20, 10, 4096)),
+        ([{**PS, "expires_at": "0001-01-01T00:00:00Z"}], preload.Loaded(True, 20, 10, 4096)),
+        ([{**PS, "expires_at": "soon"}], preload.Loaded(True, 20, 10, 4096)),
+        ([{"name": MODEL, "size": -1, "size_vram": "x", "context_length": None}], preload.Loaded(True)),
+        ([{"name": "a", "size": 3}, PS, {"name": "b", "size": 4, "size_vram": 1}, 7],
+         preload.Loaded(True, 20, 10, 4096, 1795867200.123456, 7, 1)),
+    ],
+)  # fmt: skip
+def test_what_is_in_memory_is_told_for_the_model_and_for_all_others_together(
+    http: Http, rows: list[object], told: preload.Loaded
+) -> None:
+    body = json.dumps({"models": rows}).encode()
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)) as port:
+        found = preload.loaded(http, at(port), cancel=Cancel(), silence_s=2)
+
+    assert found == told
+
+
+def test_the_figures_of_an_answer_are_its_end_s(start: Start, http: Http) -> None:
+    server = start(STANDIN_VERSION="0.33.0-rc2")
+    result = ask(http, at(server))
+    wait_until(lambda: bool(lines_with(server.stderr, r"\| +eval time")), timeout_s=10, what="the timing in the log")
+    parsed = [found.event for found in Parser().feed("".join(server.stderr).encode()) if found.event]
+    timings = [event for event in parsed if isinstance(event, Timing)]
+
+    assert result.answer_s is not None
+    assert [timing.answer_tokens for timing in timings] == [result.tokens]
+    assert timings[0].answer_s == pytest.approx(result.answer_s, abs=6e-6)
+    assert timings[0].prompt_s == pytest.approx(result.prompt_s, abs=6e-6)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"hello", b'{"models":null}', b"[" * 100_000])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from appliance_agent.access_log import MARK, Access, Event, LoadBegan, ModelLoad, Timing
+from appliance_agent.access_log import MARK, Access, Event, LoadBegan, ModelLoad, Parser, Timing
 from appliance_agent.evidence import Canary, Outcome
 from appliance_agent.own_lines import HELD_S, OwnLines, Told
 
@@ -145,6 +146,26 @@ def test_a_server_that_logs_no_timings_costs_no_memory() -> None:
         own.ended(replace(CANARY, started_s=10.0 * number, ended_s=10.0 * number + 0.5))
 
     assert len(own._missing) <= 2  # noqa: SLF001 - nothing else shows it
+
+
+@pytest.mark.parametrize(
+    ("tokens", "answer_ns", "prompt_ns"),
+    [(8000, 1486174000, 265000), (8000, 1513299000, 1395000), (2, 135000, 291000)],
+)
+def test_the_end_of_a_recorded_stream_has_the_figures_of_its_line(tokens: int, answer_ns: int, prompt_ns: int) -> None:
+    """What a real server said to its client, and what it wrote into its log at the time."""
+    recorded = Path(__file__).parent / "recordings" / "logs" / "0.33.0-rc2.log"
+    events = [line.event for line in Parser().feed(recorded.read_bytes())]
+    told = [event for event in events if isinstance(event, Timing)]
+    own = OwnLines()
+    own.began(0.0, tokens)
+    for timing in told:
+        own.is_users(timing, 100.0)
+    users = own.ended(Canary(0.0, 100.0, Outcome.OK, tokens=tokens, answer_s=answer_ns / 1e9, prompt_s=prompt_ns / 1e9))
+    [ours] = [timing for timing in told if timing.answer_tokens <= tokens + 1 and timing not in timings(users)]
+
+    assert ours.answer_tokens == tokens
+    assert ours.answer_s == pytest.approx(answer_ns / 1e9, abs=6e-6)
 
 
 @pytest.mark.parametrize("seed", range(50))
