@@ -160,6 +160,14 @@ def test_history_is_the_newest_entries_in_local_time_with_a_date_if_not_today() 
     assert last[-1] == "20:03:09 slot 6: create: another image is wanted"
 
 
+def test_evidence_is_shown_whole_or_not_at_all() -> None:
+    wide, narrow = (shown(snapshots.bad_night(), Window(columns)) for columns in (120, 80))
+
+    assert "requests waiting and the GPU idle, second time within 12 min (canary\n" in wide
+    assert "canary timeout after" not in narrow
+    assert "(NVML says GPU is\n         lost; 1 container)" in narrow
+
+
 def test_no_history_is_asked_for_none_is_shown() -> None:
     assert "LATELY" not in shown(snapshots.bad_night(), Window(80, history=0))
 

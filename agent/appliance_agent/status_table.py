@@ -207,9 +207,11 @@ def _history(status: Status, window: Window, left: int) -> list[Line]:
 def _entry(status: Status, entry: EntryStatus, window: Window) -> list[Line]:
     time = _clock(entry.time, status.time, window.zone)
     where = "host" if entry.slot is None else f"slot {entry.slot}"
-    evidence = f" ({entry.evidence})" if entry.evidence else ""
     text = clean(f"{entry.action}: {entry.because}")
-    first, *rest = wrap(text + clean(evidence), max(window.columns - len(time) - len(where) - 3, 20), lines=2)
+    evidence = clean(f" ({entry.evidence})") if entry.evidence else ""
+    room = max(window.columns - len(time) - len(where) - 3, 20)
+    whole = len(wrap(text + evidence, room, lines=3)) <= 2  # a part of the evidence says nothing
+    first, *rest = wrap(text + evidence if whole else text, room, lines=2)
     indent = " " * _HISTORY_INDENT
     return [
         (Piece(f"{time} ", Tone.DIM), Piece(f"{where}: ", Tone.STRONG), Piece(first)),
