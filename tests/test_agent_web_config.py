@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 from authority import make_authority, make_client
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as some
 from webguard import WITH_TLS, hashed
 
+from appliance_agent.cli import cli
+from appliance_agent.config import ConfigError
+from appliance_agent.config import parse as parse_toml
 from appliance_agent.web_config import ClientAuth, Tls, WebConfig, WebConfigError, parse
 from appliance_agent.yaml_tree import YamlError
 from appliance_agent.yaml_tree import parse as tree_of
@@ -185,3 +189,21 @@ def test_the_example_of_the_documentation_is_a_good_one(tmp_path: Path) -> None:
 
 def test_a_hash_of_the_python_line_is_a_good_one() -> None:
     assert parse(f"basic_auth_users:\n  a: {hashed()}\n", path=PATH).users
+
+
+def test_the_configuration_is_not_good_while_the_file_that_it_names_is_not(tmp_path: Path) -> None:
+    make_authority(tmp_path)
+    web, toml = tmp_path / "web.yml", tmp_path / "agent.toml"
+    toml.write_text(f'image = "a"\n[metrics]\nweb_config = "{web}"\n')
+    missing = CliRunner().invoke(cli, ["config", "check", str(toml)])
+    web.write_text(WITH_TLS)
+    good = CliRunner().invoke(cli, ["config", "check", str(toml)])
+
+    assert isinstance(missing.exception, WebConfigError)
+    assert good.exit_code == 0
+    assert "no mistakes" in good.output
+
+
+def test_the_path_of_the_file_is_absolute() -> None:
+    with pytest.raises(ConfigError, match=r"metrics\.web_config: should be an absolute path"):
+        parse_toml('image = "a"\n[metrics]\nweb_config = "web.yml"\n', where="agent.toml")

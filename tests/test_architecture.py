@@ -68,6 +68,7 @@ DECIDING = {
         "metrics",
         "own_lines",
         "pull_progress",
+        "scrape_format",
         "slot_plan",
         "sparkline",
         "status",
@@ -81,6 +82,8 @@ DECIDING = {
         "token_trend",
         "trend_columns",
         "trends",
+        "web_config",
+        "yaml_tree",
     ),
 }
 DOING = {

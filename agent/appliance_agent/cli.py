@@ -130,10 +130,14 @@ def config_group() -> None:
 @config_group.command(name="check")
 @click.argument("file", type=_PATH, default=Path(config.DEFAULT_PATH))
 def config_check(file: Path) -> None:
-    """Read FILE and tell every mistake in it at once, each with the path of its key."""
+    """Read FILE and tell every mistake in it at once, each with the path of its key; then the web_config that it names."""
     from appliance_agent.config_file import load  # noqa: PLC0415
 
     loaded = load(file)
+    if loaded.metrics.web_config:
+        from appliance_agent.web_access import WebAccess  # noqa: PLC0415
+
+        WebAccess(Path(loaded.metrics.web_config)).open()
     click.echo(f"{file}: no mistakes; {loaded.image} on {_gpus(loaded)}, ports from {loaded.base_port}")
 
 
