@@ -261,12 +261,20 @@ def test_without_utf_8_digits_stand_for_the_blocks(front: Front, locale: str) ->
         assert terminal.written.isascii()
 
 
-@pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_no_colour_where_none_is_wanted(front: Front, variable: dict[str, str]) -> None:
-    with Terminal(url(front), environment=variable) as terminal:
+def test_no_colour_where_none_is_wanted(front: Front) -> None:
+    with Terminal(url(front), environment={"NO_COLOR": "1"}) as terminal:
         terminal.wait_for("LATELY")
 
         assert re.findall(r"\x1b\[[0-9;]*m", terminal.written) == []
+
+
+def test_where_no_cursor_moves_the_tables_follow_each_other(front: Front) -> None:
+    with Terminal(url(front), environment={"TERM": "dumb"}) as terminal:
+        wait_until(lambda: terminal.written.count("slots serving") > 1, timeout_s=20, what="a second table")
+        terminal.process.send_signal(signal.SIGTERM)
+
+        assert terminal.process.wait(20) == 0
+        assert "\x1b" not in terminal.written
 
 
 def test_a_terminal_has_colours(front: Front) -> None:

@@ -27,7 +27,7 @@ def watch(ask: Ask, window: Callable[[], Window], out: TextIO, *, period_s: floa
         with screen.entered():
             if _follow(view, screen, signals, period_s) is Event.GONE:
                 return
-        if out.isatty():
+        if screen.in_place:
             out.write(view.shown(whole=True))
             out.flush()
 

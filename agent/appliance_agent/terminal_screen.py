@@ -113,12 +113,12 @@ class Keyboard:
 
 
 class Screen:
-    """`draw` and `wait`; on anything that is no terminal one picture follows the other."""
+    """`draw` and `wait`; where nothing can be drawn in place, one picture follows the other."""
 
     def __init__(self, out: TextIO, signals: Signals) -> None:
         self._out = out
         self._signals = signals
-        self._terminal = out.isatty()
+        self.in_place = out.isatty() and os.environ.get("TERM") != "dumb"
         self._keyboard = Keyboard()
 
     @contextmanager
@@ -131,7 +131,7 @@ class Screen:
                 self._leave()
 
     def draw(self, text: str) -> None:
-        if self._terminal:
+        if self.in_place:
             self._out.write(_BEGIN + "\n".join(_ERASE + line for line in text.splitlines()) + _END)
         else:
             self._out.write(f"{text}\n")
@@ -167,13 +167,13 @@ class Screen:
         self._enter()
 
     def _enter(self) -> None:
-        if self._terminal:
+        if self.in_place:
             self._keyboard.open()
             self._out.write(_ENTER)
             self._out.flush()
 
     def _leave(self) -> None:
-        if self._terminal:
+        if self.in_place:
             self._keyboard.close()
             self._out.write(_LEAVE)
             self._out.flush()
