@@ -275,7 +275,9 @@ def bad_night() -> Snapshot:
     }
     evidence_seen = dict(base.evidence)
     del evidence_seen[3], evidence_seen[5], evidence_seen[6]
-    evidence_seen[0] = replace(evidence(0), expires_wall_s=NOW.wall_s + 240, others_bytes=GIB, others_vram_bytes=0)
+    evidence_seen[0] = replace(
+        evidence(0), running=3, expires_wall_s=NOW.wall_s + 240, others_bytes=GIB, others_vram_bytes=0
+    )
     evidence_seen[1] = replace(evidence(1), canaries=(canary(speed=19.3),))
     evidence_seen[2] = replace(evidence(2), canaries=(canary(ended_s=NOW.mono_s - 40), canary(outcome=Outcome.TIMEOUT)))
     return replace(

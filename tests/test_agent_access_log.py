@@ -91,6 +91,24 @@ def test_a_timing_joins_prompt_and_answer_of_one_task() -> None:
     assert parsed(PROMPT, other, EVAL) == [Timing(4, 0.25201, 96, 5.7292)]
 
 
+def test_what_is_computed_is_told_from_launches_and_releases() -> None:
+    def launch(task: int) -> str:
+        return f"slot launch_slot_: id  1 | task {task} | processing task, is_child = 0"
+
+    def release(task: int, truncated: int = 0) -> str:
+        return f"slot      release: id  1 | task {task} | stop processing: n_tokens = 12, truncated = {truncated}"
+
+    idle, other = "srv  update_slots: all slots are idle", 'time=T msg="loaded runners" count=1'
+    began = 'time=T msg="starting llama-server" cmd="llama-server --model /m"'
+    told = [other, launch(0), launch(9), launch(9), release(0, 1), release(7), launch(11), began, launch(0), idle]
+    parser, seen = Parser(), list[int | None]()
+    for text in told:
+        parser.line(text.encode())
+        seen.append(parser.computing)
+
+    assert seen == [None, 1, 2, 2, 1, 1, 2, 0, 1, 0]
+
+
 def test_a_timing_without_prefix_is_read_too() -> None:
     eval_line = "       eval time =     500.00 ms /    13 tokens (   26.33 ms per token,    37.98 tokens per second)"
 

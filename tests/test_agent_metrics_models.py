@@ -9,6 +9,8 @@ import pytest
 import snapshots
 from scraped import Scraped
 
+from appliance_agent.evidence import Running
+
 MIB = 1024**2
 OWN = {"loaded": True, "model_bytes": 20 * MIB, "vram_bytes": 10 * MIB, "context_tokens": 4096}
 
@@ -47,6 +49,26 @@ def shown(**known: Any) -> dict[str, float]:
 )
 def test_a_model_has_the_series_that_are_known(known: dict[str, Any], rows: dict[str, float]) -> None:
     assert shown(**known) == {key.replace("own", snapshots.MODEL): value for key, value in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("running", "canary", "shown_running"),
+    [
+        (None, None, None),
+        (0, None, 0),
+        (3, None, 3),
+        (3, Running(1.0), 3),  # it may wait for its turn
+        (3, Running(1.0, 1.1, 1.2, 2), 2),
+        (0, Running(1.0, 1.1, 1.2, 2), 0),
+    ],
+)
+def test_our_own_request_is_not_among_those_that_are_computed(
+    running: int | None, canary: Running | None, shown_running: int | None
+) -> None:
+    base = snapshots.good_night(1)
+    evidence = replace(snapshots.evidence(0), running=running, canary=canary)
+
+    assert Scraped(replace(base, evidence={0: evidence})).value("requests_running", gpu="0") == shown_running
 
 
 def test_a_slot_without_a_container_has_no_model() -> None:

@@ -36,6 +36,7 @@ _FAILED = re.compile(
     r'msg="(?:NewLlamaServer failed|Load failed|error loading llama server|failed to load model metadata)".*?error=(?:"((?:[^"\\]|\\.)*)"|(\S+))'
 )
 _TRUNCATING = re.compile(r'msg="truncating input prompt" limit=(\d{1,9}) prompt=(\d{1,9})\b')
+_TASK = re.compile(r"slot\s+(launch_slot_|release): id\s+-?\d+ \| task (-?\d{1,18}) \|")
 _OFFLOADED = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")
 
 
@@ -136,6 +137,12 @@ class Parser:
     _rest: bytes = b""
     _prompts: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict[tuple[str, str], tuple[int, float]])
     _load_told: bool = False
+    _tasks: set[str] | None = None
+
+    @property
+    def computing(self) -> int | None:
+        """Requests that llama-server is at; None where the log does not tell of them."""
+        return None if self._tasks is None else len(self._tasks)
 
     def feed(self, chunk: bytes) -> Iterator[Line]:
         """Lines may be cut anywhere. What is too long for a line of these is dropped."""
@@ -159,9 +166,24 @@ class Parser:
             return self._of_ollama(text)
         if "eval time =" in text:
             return self._timing(text) if "llama_perf" not in text else Result.IGNORED  # sums of a whole context
+        found = self._task(text) if text.startswith(("slot ", "srv ")) else Result.IGNORED
         if "truncated = 1" in text:
             return Truncated()
-        return _offload(text) or Result.IGNORED
+        return _offload(text) or found
+
+    def _task(self, text: str) -> Result:
+        if "all slots are idle" in text:
+            self._tasks = set()
+            return Result.MATCHED
+        match = _TASK.match(text)
+        if match is None:
+            return Result.IGNORED
+        tasks = self._tasks = self._tasks or set()
+        if match[1] == "release":
+            tasks.discard(match[2])
+        elif len(tasks) < _TASKS_MAX:
+            tasks.add(match[2])
+        return Result.MATCHED
 
     def _timing(self, text: str) -> Timing | Result:
         match = _TIMING.search(text)
@@ -181,6 +203,7 @@ class Parser:
     def _of_ollama(self, text: str) -> Event | Result:
         if _STARTING.search(text):
             self._load_told = False
+            self._tasks = None if self._tasks is None else set()  # what the runner before was at, it is no more
             return LoadBegan()
         if match := _STARTED.search(text):
             told, self._load_told = self._load_told, True  # some versions say it twice

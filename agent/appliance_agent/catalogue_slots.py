@@ -3,7 +3,7 @@
 `gpu` is the slot's index. `model` is the model that the image or the configuration names; what else /api/ps lists is
 `other`, never a name from a request.
 
-Not here: requests in flight (the kernel's list of a container's connections takes milliseconds, because it walks
+Not here: requests that wait (the kernel's list of a container's connections takes milliseconds, because it walks
 through those of the whole host, and a look every ten seconds at eight slots would be 0.6 % of a core) and bytes of
 answers (what the kernel counts has everything else in it). Both are for a gateway to tell.
 """
@@ -108,6 +108,10 @@ OUTPUT_TOKEN = histogram(
     "time_per_output_token_seconds", "Mean time for a token of a user's answer, from the second one on.",
     "log, Ollama 0.30 and newer", OUTPUT_TOKEN_BUCKETS, *SLOT,
 )  # fmt: skip
+RUNNING = gauge(
+    "requests_running", "Users' requests that are computed now; those that wait for their turn are not seen.",
+    "log, Ollama 0.30 and newer", *SLOT,
+)  # fmt: skip
 PROMPT_TOKENS = counter(
     "prompt_tokens_total", "Tokens of users' prompts that were processed, without those from the cache.",
     "log, Ollama 0.30 and newer", *SLOT,
@@ -129,6 +133,6 @@ SLOT_METRICS: Final = (
     INFO, STATE, START, RESTARTS,
     MODEL_SIZE, MODEL_VRAM, MODEL_CONTEXT, MODEL_EXPIRY, MODEL_GPU_LAYERS, MODEL_LAYERS, MODEL_LOAD, MODEL_LOAD_FAILURES,
     PROBE_ATTEMPTS, PROBE_FAILURES, PROBE_SUCCESS, PROBE_LAST_SUCCESS, PROBE_FIRST_TOKEN, PROBE_OUTPUT_TOKEN, PROBE_TOKENS,
-    REQUESTS, REQUEST_DURATION, OUTPUT_TOKEN, PROMPT_TOKENS, GENERATED_TOKENS, PROMPT_SECONDS,
+    REQUESTS, REQUEST_DURATION, OUTPUT_TOKEN, RUNNING, PROMPT_TOKENS, GENERATED_TOKENS, PROMPT_SECONDS,
     GENERATION_SECONDS, TRUNCATED, LOG_LINES,
 )  # fmt: skip

@@ -229,7 +229,8 @@ class Watched:
         line = self._parser.line(text)
         self._around.on_line(line.source, line.result)
         if not isinstance(line.event, Access):
-            self._update(lambda before: replace(before, progress_s=now_s))
+            running = self._parser.computing
+            self._update(lambda before: replace(before, progress_s=now_s, running=running))
         if line.event is not None:
             with self._lock:
                 is_users = self._own.is_users(line.event, now_s)
