@@ -261,11 +261,12 @@ def test_without_utf_8_digits_stand_for_the_blocks(front: Front, locale: str) ->
         assert terminal.written.isascii()
 
 
-def test_no_colour_where_none_is_wanted(front: Front) -> None:
-    with Terminal(url(front), environment={"NO_COLOR": "1"}) as terminal:
+@pytest.mark.parametrize(("variables", "coloured"), [({"NO_COLOR": "1"}, False), ({}, True)])
+def test_a_terminal_has_colours_unless_none_are_wanted(front: Front, variables: dict[str, str], coloured: bool) -> None:
+    with Terminal(url(front), environment=variables) as terminal:
         terminal.wait_for("LATELY")
 
-        assert re.findall(r"\x1b\[[0-9;]*m", terminal.written) == []
+        assert bool(re.findall(r"\x1b\[[0-9;]*m", terminal.written)) is coloured
 
 
 def test_where_no_cursor_moves_the_tables_follow_each_other(front: Front) -> None:
@@ -275,13 +276,6 @@ def test_where_no_cursor_moves_the_tables_follow_each_other(front: Front) -> Non
 
         assert terminal.process.wait(20) == 0
         assert "\x1b" not in terminal.written
-
-
-def test_a_terminal_has_colours(front: Front) -> None:
-    with Terminal(url(front)) as terminal:
-        terminal.wait_for("LATELY")
-
-        assert re.findall(r"\x1b\[[0-9;]*m", terminal.written)
 
 
 def test_without_a_terminal_the_tables_follow_each_other(front: Front) -> None:
