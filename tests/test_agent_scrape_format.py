@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import snapshots
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as some
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families as text_families
@@ -162,26 +162,39 @@ def test_each_body_is_made_once() -> None:
 ODD = some.text(alphabet=some.characters(codec="utf-8"), max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
-@given(ODD, ODD, ODD, ODD)
-def test_whatever_names_a_host_has_both_formats_give_them_back(image: str, model: str, card: str, path: str) -> None:
-    base = snapshots.good_night(2)
+def named(base: Snapshot, image: str, model: str, card: str, path: str) -> Snapshot:
+    """The same host, with these names wherever a name comes from elsewhere."""
+    release = replace(snapshots.release(image=image), model=model)
     gpus = tuple(replace(gpu, name=card, pci_bus_id=path) for gpu in base.gpus.gpus)
-    slots = tuple(replace(slot, plan=replace(slot.plan, name=model)) for slot in base.host.slots)
-    snapshot = replace(
+    containers = tuple(replace(seen, release_hash=release.hash, image_id=path) for seen in base.engine.containers)
+    return replace(
         base,
-        version=image,
+        version=path,
         gpus=replace(base.gpus, gpus=gpus, driver_version=path),
-        host=replace(base.host, slots=slots),
+        engine=replace(base.engine, containers=containers),
+        host=replace(base.host, wanted=release, good=release),
     )
 
-    for words, families in zip(both(Scraped(snapshot)), (text_families, openmetrics_families), strict=True):
-        found = [dict(labels) for (_, labels) in read(words, families)]
 
-        assert {labels["name"] for labels in found if "driver_version" in labels} == {card}
+@settings(max_examples=60, deadline=None)
+@given(ODD, ODD.filter(bool), ODD, ODD)
+@example("registry.lan/a\\b", 'the "best"\n# EOF\n', "H100\\", "/var/模型/\u2028\r\n{}=,")
+@example("a", "other", "", "")
+def test_whatever_names_a_host_has_both_formats_give_them_back(image: str, model: str, card: str, path: str) -> None:
+    base = snapshots.bad_night()
+    snapshot = named(base, image, model, card, path)
+
+    for words, families in zip(both(Scraped(snapshot)), (text_families, openmetrics_families), strict=True):
+        series = read(words, families)
+        found = [dict(labels) for (_, labels) in series]
+
+        assert len(series) == len(read(both(Scraped(named(base, "a", "b", "c", "d")))[0], text_families))
+        assert {card} <= {labels["name"] for labels in found if "driver_version" in labels} <= {card, ""}
         assert {labels["driver_version"] for labels in found if "driver_version" in labels} == {path}
-        assert {labels["container"] for labels in found if "container" in labels} == {model}
-        assert {labels["version"] for labels in found if "python_version" in labels} == {image}
+        assert {image} <= {labels["image"] for labels in found if "image" in labels} <= {image, ""}
+        whole = model if model != "other" else "other:latest"
+        assert {whole} <= {labels["model"] for labels in found if "model" in labels} <= {model, whole, "", "other"}
+        assert {labels["version"] for labels in found if "python_version" in labels} == {path}
 
 
 @given(some.text(alphabet=some.characters(exclude_categories=()), min_size=1, max_size=40))
