@@ -12,7 +12,7 @@ from engines import wait_until
 from fakenvml import World
 
 from appliance_agent.gpu_source import NvmlSource, Patience
-from appliance_agent.gpus import Gpu, GpuReading, GpuSnapshot
+from appliance_agent.gpus import NO_GPUS, Gpu, GpuReading, GpuSnapshot
 from appliance_agent.nvml_process import COMMAND, Kill, kill
 
 FAST = (*COMMAND, "--faster=20")
@@ -27,6 +27,7 @@ class GpuHost:
         self.environment = {**os.environ, **fakenvml.environment(library, self.path)}
         self.kernel_log = directory / "kmsg"
         self.woken = 0
+        self.seen_when_woken = NO_GPUS
         self._source: NvmlSource | None = None
         os.mkfifo(self.kernel_log)
         self._kernel = os.open(self.kernel_log, os.O_RDWR)
@@ -56,6 +57,7 @@ class GpuHost:
 
     def _wake(self) -> None:
         self.woken += 1
+        self.seen_when_woken = self.seen
 
     def close(self) -> None:
         os.close(self._kernel)

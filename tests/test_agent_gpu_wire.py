@@ -9,7 +9,7 @@ import pytest
 from appliance_agent.gpu_wire import Line, Reader, Starting, WireError, Writer, for_people
 from appliance_agent.gpus import Gpu, GpuProcess, GpuReading, GpuSnapshot, RecoveryAction, Xid
 
-NUMBERED = {
+NUMBERED: dict[str, Any] = {
     field.name: 100 + place
     for place, field in enumerate(fields(GpuReading))
     if field.name not in ("error", "recovery_action", "processes")

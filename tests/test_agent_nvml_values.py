@@ -14,6 +14,7 @@ from gpuwatch import FAST, GpuHost
 from appliance_agent.config import Config, MetricsConfig
 from appliance_agent.gpu_switch import GpuSwitch
 from appliance_agent.gpus import GpuProcess, GpuReading, RecoveryAction
+from appliance_agent.nvml_process import COMMAND
 
 SECOND = 1_000_000
 
@@ -344,7 +345,7 @@ def test_what_is_asked_seldom_is_as_old_as_it_says(host: GpuHost) -> None:
 
 def test_fields_are_asked_for_in_one_call_of_those_that_are_due(host: GpuHost) -> None:
     """The dear ones are not among those of every second."""
-    with host.watched(command=(*FAST[:-1], "--faster=1")):
+    with host.watched(command=COMMAND):
         host.until_up()
         energy_at_s = host.reading.thirties_at_s
         host.world.gpus[0].energy_j, host.world.gpus[0].power_limit_w = 77, 77
@@ -357,15 +358,14 @@ def test_fields_are_asked_for_in_one_call_of_those_that_are_due(host: GpuHost) -
 
 
 def test_an_xid_is_in_the_publication_that_it_wakes_the_loop_for(host: GpuHost) -> None:
-    with host.watched() as source:
+    with host.watched(command=(*COMMAND, "--faster=0.01")):  # no look of every second brings it
         host.until_up()
-        seen_when_woken: list[int] = []
-        source._wake = lambda: seen_when_woken.append(len(source.snapshot().xids))  # noqa: SLF001
+        woken = host.woken
         host.world.xid(host.world.gpus[0], 79)
         host.change()
-        wait_until(lambda: bool(seen_when_woken), timeout_s=20, what="the loop to be woken")
+        wait_until(lambda: host.woken > woken, timeout_s=20, what="the loop to be woken")
 
-    assert seen_when_woken[0] == 1
+        assert [xid.code for xid in host.seen_when_woken.xids] == [79]
 
 
 def test_a_reload_that_wants_nvlink_begins_to_ask_for_it(host: GpuHost, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,10 +35,10 @@ LOOP_LAG = histogram(
 )  # fmt: skip
 
 NVML_PROCESS_CPU = counter(
-    "nvml_process_cpu_seconds_total", "CPU time of the process that asks NVML.", "/proc"
+    "nvml_process_cpu_seconds_total", "CPU time of the process that asks NVML.", "that process, 10s"
 )  # fmt: skip
 NVML_PROCESS_MEMORY = gauge(
-    "nvml_process_resident_memory_bytes", "Resident memory of the process that asks NVML.", "/proc"
+    "nvml_process_resident_memory_bytes", "Resident memory of the process that asks NVML.", "that process, 10s"
 )  # fmt: skip
 
 CATALOGUE: Final = (

@@ -1,4 +1,5 @@
 """The metrics of GPUs. `gpu` is the slot's index, which stays when a card drops off the bus; `uuid` stands beside it.
+A card that MIG divides belongs to no slot: its `gpu` is empty, and it has what is the whole card's.
 
 A value that the card, the driver or the mode does not support has no series. How old a value may be is its interval:
 what costs the driver nothing is asked every second, the rest every 10 or 30.
@@ -32,7 +33,7 @@ UTILIZATION = gauge(
 )
 BUSY = counter(
     "gpu_busy_seconds_total",
-    "Time in which a kernel ran, from every sample of the driver: no sample is lost between two scrapes.",
+    "Time in which a kernel ran, added up from every sample of the driver, so that none is lost between two scrapes.",
     "NVML samples, 1s", *GPU,
 )  # fmt: skip
 MEMORY_ACTIVITY = gauge(
@@ -56,7 +57,7 @@ CLOCK_EVENT = gauge(
 )
 CLOCK_EVENT_SECONDS = counter(
     "gpu_clock_event_seconds_total", "Time for which clocks were held down, by reason; misses no short event.",
-    "NVML fields 74 to 79 and 269 to 271, 1s", *GPU, "reason",
+    "NVML fields 74, 76, 269 (older drivers: 75), 270 and 271, 1s", *GPU, "reason",
 )  # fmt: skip
 PERFORMANCE_STATE = gauge("gpu_performance_state", "P-state: 0 is the fastest, 15 the slowest.", "NVML, 1s", *GPU)
 ECC = counter(
@@ -101,8 +102,12 @@ PCIE_GENERATION_MAX = gauge(
 PCIE_LANES = gauge("gpu_pcie_link_lanes", "PCIe lanes now.", "NVML, 10s", *GPU)
 PCIE_LANES_MAX = gauge("gpu_pcie_link_lanes_max", "Most PCIe lanes of card and slot.", "NVML, once", *GPU)
 PCIE_REPLAYS = counter("gpu_pcie_replays_total", "PCIe packets that had to be sent again.", "NVML, 10s", *GPU)
-PCIE_TRANSMIT = counter("gpu_pcie_transmit_bytes_total", "Bytes from GPU to host.", "NVML field 197, 1s", *GPU)
-PCIE_RECEIVE = counter("gpu_pcie_receive_bytes_total", "Bytes from host to GPU.", "NVML field 198, 1s", *GPU)
+PCIE_TRANSMIT = counter(
+    "gpu_pcie_transmit_bytes_total", "Bytes from GPU to host since the NVML process began.", "NVML field 197, 1s", *GPU
+)
+PCIE_RECEIVE = counter(
+    "gpu_pcie_receive_bytes_total", "Bytes from host to GPU since the NVML process began.", "NVML field 198, 1s", *GPU
+)
 PROCESSES = gauge(
     "gpu_processes", "Compute processes: backend is the slot's container, foreign anybody else.",
     "NVML, 1s", *GPU, "owner",
@@ -138,9 +143,9 @@ COLLECTED = gauge(
     "When the values that are asked for at this interval were last read: the age of every sample.",
     "NVML", *GPU, "interval",
 )  # fmt: skip
-COLLECT_DURATION = gauge("gpu_collect_duration_seconds", "How long the last look at the GPU took.", "NVML", *GPU)
+COLLECT_DURATION = gauge("gpu_collect_duration_seconds", "How long the last look at the GPU took.", "NVML, 1s", *GPU)
 COLLECT_ERRORS = counter(
-    "gpu_collect_errors_total", "Calls of NVML that failed, other than by not being supported.", "NVML", *GPU
+    "gpu_collect_errors_total", "Calls of NVML that failed, other than by not being supported.", "NVML, 1s", *GPU
 )
 
 GPU_METRICS: Final = (

@@ -21,11 +21,14 @@ class Busy:
 
     def after(self, samples: Iterable[tuple[int, int]]) -> Busy:
         """Of time in microseconds and percent, in any order; those that were seen before may be among them."""
+        told = sorted(samples)
+        if not self.seen_us and told:  # what was before is not ours to count
+            return Busy(self.seconds, told[-1][0])
         seen_us, busy = self.seen_us, 0
-        for at_us, percent in sorted(samples):
+        for at_us, percent in told:
             if at_us <= seen_us:
                 continue
-            if seen_us and at_us - seen_us <= _GAP_US:
+            if at_us - seen_us <= _GAP_US:
                 busy += (at_us - seen_us) * min(percent, 100)
             seen_us = at_us
         if seen_us > self.seen_us:

@@ -71,7 +71,7 @@ class GpuReading:
     reset_required: bool = False  # NVML says RESET_REQUIRED
     error: str = ""  # of the call that failed otherwise
     look_s: float | None = None  # how long this look took
-    failed_calls: int | None = None  # since NVML was opened, those left out that are not supported
+    failed_calls: int | None = None  # since the NVML process began, those left out that are not supported
     utilization_ratio: float | None = None
     memory_activity_ratio: float | None = None
     busy_s: float | None = None  # since the NVML process began

@@ -97,6 +97,7 @@ class Meters:
 
     busy: Busy = field(default_factory=Busy)
     pcie: dict[str, Bytes] = field(default_factory=dict[str, Bytes])
+    failed_calls: int = 0
 
 
 @dataclass(slots=True)

@@ -60,7 +60,6 @@ class Device:
     fault: int = UNKNOWN  # why it does not open
     with_nvlink: bool = False
     unsupported: set[str] = field(default_factory=set[str])
-    failed_calls: int = 0
     _plan: dict[Interval, list[_Asked]] = field(default_factory=dict[Interval, list[_Asked]])
     _batches: dict[tuple[Interval, ...], Batch | None] = field(default_factory=dict[tuple[Interval, ...], Batch | None])
     _kept: dict[Interval, Mapping[str, Any]] = field(default_factory=dict[Interval, Mapping[str, Any]])
@@ -85,14 +84,14 @@ class Device:
         try:
             if self.handle is None:
                 words = self._note("nvmlDeviceGetHandleByIndex", self.fault) or words_of(self.fault)
-                return GpuReading(now_s, error=words, failed_calls=self.failed_calls)
+                return GpuReading(now_s, error=words, failed_calls=self.meters.failed_calls)
             self._ask_fields(due, fresh, now_s)
             for interval in due:
                 self._ask_questions(interval, fresh[interval])
         except _GpuGoneError as gone:
             self._next_s.clear()
             self._due_s = 0.0
-            return GpuReading(now_s, gone.is_lost, not gone.is_lost, failed_calls=self.failed_calls)
+            return GpuReading(now_s, gone.is_lost, not gone.is_lost, failed_calls=self.meters.failed_calls)
         if len(due) > 1:
             self._keep(fresh, due[1:], now_s, pace)
         return self._reading(fresh[Interval.SECOND], now_s, began_s)
@@ -119,7 +118,7 @@ class Device:
         if self._slowdown_c and "thermal_margin_c" not in fast and "temperature_c" in fast:
             fast["thermal_margin_c"] = self._slowdown_c - fast["temperature_c"]
         look_s = round(time.monotonic() - began_s, 6)
-        return GpuReading(now_s, look_s=look_s, failed_calls=self.failed_calls, **{**self._slow, **fast})
+        return GpuReading(now_s, look_s=look_s, failed_calls=self.meters.failed_calls, **{**self._slow, **fast})
 
     def _ask_fields(self, due: tuple[Interval, ...], fresh: Mapping[Interval, Values], now_s: float) -> None:
         if due not in self._batches:
@@ -194,15 +193,15 @@ class Device:
             case Fault.UNSUPPORTED:
                 self._leave_out(name)
             case Fault.LOST:
-                self.failed_calls += 1
+                self.meters.failed_calls += 1
                 raise _GpuGoneError(is_lost=True)
             case Fault.RESET_REQUIRED:
-                self.failed_calls += 1
+                self.meters.failed_calls += 1
                 raise _GpuGoneError(is_lost=False)
             case Fault.HOST:
                 raise NvmlDownError(why_not_up(code))
             case Fault.OTHER:
-                self.failed_calls += 1
+                self.meters.failed_calls += 1
                 return f"{name}: {words_of(code)}"
             case Fault.NOT_NOW:
                 pass
