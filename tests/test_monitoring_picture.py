@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import socket
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -194,3 +197,18 @@ def test_the_committed_picture_is_of_this_page() -> None:
     shown = set(texts((ROOT / "docs/dashboard.svg").read_text()))
 
     assert {row.title for row in OVERVIEW.rows} | {panel.title for panel in OVERVIEW.panels} <= shown
+
+
+def test_a_prometheus_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    program = ROOT / "monitoring/grafana/picture.py"
+
+    done = subprocess.run(
+        [sys.executable, program, url, tmp_path / "x.svg"], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {url} does not answer: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "x.svg").exists()

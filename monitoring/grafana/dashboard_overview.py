@@ -99,9 +99,9 @@ _TABLE: Final = Panel(
         Column("Held down", highest(rate("gpu_clock_event_seconds_total", 'reason=~"sw_thermal|hw_.*"')),
                "percentunit", 0, steps=steps(Colour.GOOD, (0.1, Colour.WARNING), (0.5, Colour.BAD))),
         Column("XIDs (24 h)", total(increase("gpu_xid_errors_total", window="24h"), SLOT), "short", 0,
-               steps=steps(Colour.GOOD, (1, Colour.BAD))),
+               steps=steps(Colour.GOOD, (0.5, Colour.BAD))),
         Column("Restarts (24 h)", total(increase("backend_restarts_total", 'reason!~"start|config"', window="24h"), SLOT),
-               "short", 0, steps=steps(Colour.GOOD, (1, Colour.WARNING), (4, Colour.BAD))),
+               "short", 0, steps=steps(Colour.GOOD, (0.5, Colour.WARNING), (3.5, Colour.BAD))),
     ),
 )  # fmt: skip
 
