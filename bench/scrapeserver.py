@@ -81,7 +81,7 @@ def _serve_by_client(front: object) -> int:
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     mirrored = MirrorCollector(front.snapshot)
-    for collector in (mirrored, front.events.traffic, *front.events.probes, *front.events.ticks):
+    for collector in (mirrored, front.events.traffic, front.events.probes, *front.events.ticks):
         registry.register(collector)
     server, _ = start_http_server(0, "127.0.0.1", registry)
     return int(server.server_port)

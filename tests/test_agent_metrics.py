@@ -54,7 +54,7 @@ def test_promtool_finds_nothing(name: str) -> None:
 
 def _collectors(scraped: Scraped) -> list[Collector]:
     events = scraped.events
-    return [MirrorCollector(lambda: scraped.snapshot), events.traffic, *events.probes, *events.ticks]
+    return [MirrorCollector(lambda: scraped.snapshot), events.traffic, events.probes, *events.ticks]
 
 
 @pytest.mark.parametrize("name", ["good_night", "bad_night", "without_gpus", "unknown", "in_groups", "mig"])

@@ -1,8 +1,8 @@
 """The body of `/metrics`: Prometheus' text format 0.0.4 or OpenMetrics 1.0, made when it is asked for.
 
-Half of the text are histograms and counters of probes, which change a few times a minute: they are rendered when they
-did. What mirrors the snapshot is rendered for each snapshot once, however many ask for it and in whichever format: the
-two differ in the names that counters have in comments, and in the last line.
+What is counted of probes and traffic keeps its own text until it changes. What mirrors the snapshot is rendered for each
+snapshot once, however many ask for it and in whichever format: the two differ in the names that counters have in
+comments, and in the last line.
 """
 
 from __future__ import annotations
@@ -102,7 +102,6 @@ class Exposition:
         self._process = ProcessCollector(registry=None)
         self._lock = threading.Lock()
         self._made: _Made | None = None
-        self._probes: tuple[int, list[_Rendered]] = (-1, [])  # the change that they are of
         self._heads: dict[str, tuple[str, str]] = {}
         self._beginnings: dict[str, dict[Labels, str]] = {}
         self._families: dict[str, tuple[list[Row], _Rendered]] = {}
@@ -121,18 +120,10 @@ class Exposition:
         if snapshot:
             self._events.keep(slot.plan.index for slot in snapshot.host.slots)
             parts += [self._family(family) for family in self._mirror.families(snapshot)]
-        parts += self._probe_parts()
-        parts += [
-            _Rendered(self._head(of.name, of.help, of.kind.value), text) for of, text in self._events.traffic.texts()
-        ]
+        for counted in (self._events.probes, self._events.traffic):
+            parts += [_Rendered(self._head(of.name, of.help, of.kind.value), text) for of, text in counted.texts()]
         parts += self._client_parts([*self._events.ticks, self._process])
         return parts
-
-    def _probe_parts(self) -> list[_Rendered]:
-        changes = self._events.changes
-        if self._probes[0] != changes:
-            self._probes = (changes, list(self._client_parts(self._events.probes)))
-        return self._probes[1]
 
     def _family(self, family: Family) -> _Rendered:
         """Most families say what they said before: comparing is ten times as fast as writing."""

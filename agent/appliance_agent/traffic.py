@@ -5,17 +5,14 @@ Counters live as long as the agent does: over restarts of containers and of mode
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
-
-from prometheus_client import Metric as ClientMetric
-from prometheus_client.registry import Collector
 
 from appliance_agent import catalogue_slots as names
 from appliance_agent.access_log import Access, Event, LoadFailed, ModelLoad, Offload, Result, Source, Timing, Truncated
 from appliance_agent.generated import Generated
 from appliance_agent.metric import Metric
+from appliance_agent.slot_tallies import SlotTallies
 from appliance_agent.tallies import Numbers, Spread, Tally
 
 _APIS: Final = tuple(dict.fromkeys(names.APIS.values()))
@@ -93,37 +90,20 @@ class _Slot:
             self.output_token.observe(timing.answer_s / (timing.answer_tokens - 1))
 
 
-class Traffic(Collector):
+class Traffic(SlotTallies[_Slot]):
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._slots: dict[int, _Slot] = {}
+        super().__init__(_Slot)
         self._lines = Numbers(names.LOG_LINES)
-        self._texts: tuple[tuple[Metric, str], ...] | None = None
         for source in Source:
             for result in Result:
                 self._lines.add(0, source.value, result.value)
 
     def event(self, slot: int, event: Event) -> None:
-        with self._lock:
-            if slot not in self._slots:
-                self._begin(slot)
-            self._slots[slot].count(event)
-            self._texts = None
+        self._count(slot, lambda counted: counted.count(event))
 
     def line(self, source: Source, result: Result) -> None:
         with self._lock:
             self._lines.add(1, source.value, result.value)
-            self._texts = None
-
-    def keep(self, slots: Iterable[int]) -> None:
-        """These slots have series, from the first moment on; no others have."""
-        wanted = frozenset(slots)
-        with self._lock:
-            if wanted == self._slots.keys():
-                return
-            self._slots = {slot: counted for slot, counted in self._slots.items() if slot in wanted}
-            for slot in wanted - self._slots.keys():
-                self._begin(slot)
             self._texts = None
 
     def generated(self) -> dict[int, Generated]:
@@ -131,31 +111,6 @@ class Traffic(Collector):
         with self._lock:
             return {index: slot.generated for index, slot in self._slots.items()}
 
-    def texts(self) -> tuple[tuple[Metric, str], ...]:
-        """The samples of each family, for the exposition: without a detour by prometheus_client's objects."""
-        with self._lock:
-            if self._texts is None:
-                found = ((metric, "".join(tally.text() for tally in tallies)) for metric, tallies in self._families())
-                self._texts = tuple((metric, text) for metric, text in found if text)
-            return self._texts
-
-    def collect(self) -> Iterator[ClientMetric]:
-        with self._lock:
-            made = [_client_metric(metric, tallies) for metric, tallies in self._families()]
-        yield from (metric for metric in made if metric.samples)
-
-    def _begin(self, slot: int) -> None:
-        self._slots = dict(sorted([*self._slots.items(), (slot, _Slot(slot))]))
-
     def _families(self) -> Iterator[tuple[Metric, tuple[Tally, ...]]]:
-        columns = zip(*(slot.tallies for slot in self._slots.values()), strict=True)
-        yield from ((column[0].metric, column) for column in columns)
+        yield from super()._families()
         yield names.LOG_LINES, (self._lines,)
-
-
-def _client_metric(metric: Metric, tallies: Iterable[Tally]) -> ClientMetric:
-    made = ClientMetric(metric.name.removesuffix("_total"), metric.help, metric.kind.value)
-    for tally in tallies:
-        for name, labels, value in tally.samples():
-            made.add_sample(name, dict(labels), value)
-    return made
