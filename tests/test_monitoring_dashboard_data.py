@@ -117,6 +117,8 @@ def break_things(host: AgentHost) -> None:
     host.fault(1, "hang_before_first_token")
     with host.graphics.changing() as world:
         world.xid(world.gpus[1], 43)
+        world.gpus[1].uncorrected_ecc_errors = 1
+        world.gpus[1].remapped_rows = (0, 1, True, False)
     host.wait(lambda: all(host.ids().get(slot, old) != old for slot, old in before.items()), "both to be replaced")
     host.wait_ready()
 

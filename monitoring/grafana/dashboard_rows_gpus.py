@@ -9,6 +9,7 @@ from dashboard_queries import (
     LEGEND,
     SLOT,
     YES_NO,
+    highest,
     increase,
     quantile,
     rate,
@@ -21,6 +22,7 @@ from dashboard_values import Colour, Look, Panel, Query, Row
 _HOST: Final = "{{instance}}"
 _JOULES: Final = total(rate("gpu_energy_joules_total", window="5m"), "instance")
 _TOKENS: Final = total(rate("generated_tokens_total", window="5m"), "instance")
+_UNCORRECTED: Final = total(increase("gpu_ecc_errors_total", 'error="uncorrected"'), SLOT)
 _KNOWN: Final = series("backend_info", 'image!=""', 'ollama_version!=""')
 _RELEASES: Final = f"count by (image, ollama_version) ({_KNOWN})"
 
@@ -51,8 +53,8 @@ GPU_HEALTH: Final = Row(
         ),
         Panel(
             title="Temperature", unit="celsius", least=None, by_gpu=True,
-            text="By sensor; above the orange line clocks go down: look at fans and airflow.",
-            queries=(Query(series("gpu_temperature_celsius"), f"{LEGEND} {{{{sensor}}}}"),),
+            text="Of the hottest sensor of each card; above the orange line clocks go down: look at fans and airflow.",
+            queries=(Query(highest(series("gpu_temperature_celsius")), LEGEND),),
             steps=steps(Colour.GOOD, (80, Colour.WARNING), (88, Colour.BAD)),
             runbooks=("ThrottledThermal",),
         ),
@@ -76,11 +78,11 @@ GPU_HEALTH: Final = Row(
             runbooks=("XidCritical", "XidWarning"),
         ),
         Panel(
-            title="Memory errors", bars=True, by_gpu=True,
+            title="Memory errors", bars=True, nothing="none", by_gpu=True,
             text="Uncorrected ECC errors and rows replaced by spare ones; either is a reason to watch the card, both to replace it.",
             queries=(
-                Query(total(increase("gpu_ecc_errors_total", 'error="uncorrected"'), SLOT), f"{LEGEND} uncorrected"),
-                Query(total(increase("gpu_remapped_rows_total"), SLOT), f"{LEGEND} rows"),
+                Query(f"{_UNCORRECTED} > 0", f"{LEGEND} uncorrected"),
+                Query(f"{total(increase('gpu_remapped_rows_total'), SLOT)} > 0", f"{LEGEND} rows"),
             ),
             runbooks=("EccUncorrected", "RowRemapPending", "RowRemapFailed"),
         ),

@@ -9,7 +9,7 @@ from typing import Final
 
 from dashboard_values import Panel
 from picture_ask import Line, Period, Points
-from picture_scale import Axis, axis, on_axis, time_ticks, written
+from picture_scale import Axis, axis, time_ticks, without_unit
 from picture_svg import FAINT, GRID, PALETTE, TEXT, Box, area, dot, fitting, line, path, rect, shade, text, width_of
 
 SMALL: Final = 10.0
@@ -39,7 +39,7 @@ def graph(
     legend, legend_height = _legend(panel, lines, colours, box)
     low, high = _range(panel, lines)
     scale = axis(low, high, panel.unit, fixed=panel.most is not None, wanted=3 if box.height < 130 else 4)
-    labels = [on_axis(tick, panel.unit) for tick in scale.ticks]
+    labels = [without_unit(tick, panel.unit) for tick in scale.ticks]
     left = max(width_of(label, SMALL) for label in labels) + 10
     plot = Plot(box.inside(left, 4, 6, legend_height + _TAIL), period, scale)
     yield from _frame(plot, labels)
@@ -122,7 +122,7 @@ def _legend(panel: Panel, lines: Sequence[Line], colours: Sequence[str], box: Bo
     placed: list[tuple[int, float, str, str]] = []
     row, x, left_out = 0, 0.0, 0
     for each, colour in zip(lines, colours, strict=True):
-        value = f"  {written(each.last or 0, panel.unit, panel.decimals)}" if with_last else ""
+        value = f"  {without_unit(each.last or 0, panel.unit, panel.decimals)}" if with_last else ""
         words = fitting(each.name, SMALL, box.width - 30 - width_of(value, SMALL)) + value
         wide = width_of(words, SMALL) + 24
         if x and x + wide > box.width - 6:

@@ -9,6 +9,7 @@ from typing import Final
 from dashboard_values import COLUMNS, Board, Look, Panel, Place, places
 from picture_ask import Said
 from picture_charts import graph
+from picture_scale import long_unit
 from picture_svg import EDGE, FAINT, PANEL, STRONG, TEXT, Box, line, page, rect, shade, text, width_of
 from picture_tiles import heat, number, states, table
 
@@ -67,6 +68,8 @@ def _panel(board: Board, panel: Panel, box: Box, said: Said) -> Iterator[str]:
     if panel.look is Look.NUMBER:
         yield from number(panel, lines, inside, said.period)
     yield text(box.x + 10, box.y + 18, panel.title, size=12, fill=STRONG if _filled(panel, lines) else TEXT, bold=True)
+    if panel.look is Look.LINES and (unit := long_unit(panel.unit)):
+        yield text(box.x + 18 + width_of(panel.title, 12) * 1.1, box.y + 18, unit, size=11, fill=FAINT)
     match panel.look:
         case Look.LINES:
             marks = {shade(each.colour): said.marks[each.title] for each in board.marks}

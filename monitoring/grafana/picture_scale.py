@@ -27,9 +27,13 @@ def written(value: float, unit: str, decimals: int | None = None) -> str:
             return _thousands(value, decimals, suffix)
 
 
-def on_axis(value: float, unit: str) -> str:
-    """A unit that the legend tells anyhow is left out."""
-    return written(value, "short" if unit.startswith("suffix:") or unit == "reqps" else unit)
+def without_unit(value: float, unit: str, decimals: int | None = None) -> str:
+    """Where `long_unit` is told elsewhere; short ones stay."""
+    return written(value, "short" if long_unit(unit) else unit, decimals)
+
+
+def long_unit(unit: str) -> str:
+    return unit.removeprefix("suffix:") if unit.startswith("suffix:") else _SUFFIXES[unit] if unit == "reqps" else ""
 
 
 def _plain(value: float, decimals: int | None) -> str:

@@ -172,7 +172,7 @@ def events(host: AgentHost, physics: Physics) -> list[tuple[float, str, Callable
         (205, "GPU 3 reports XID 94, a contained memory error", lambda: memory_error(host, 3)),
         (240, "GPU 0 gets air again", heat(0)),
         (280, "the server of GPU 2 hangs", lambda: host.fault(2, "stall_mid_stream")),
-        (340, "a new release is rolled out", lambda: roll_out(host)),
+        (315, "a new release is rolled out", lambda: roll_out(host)),
         (60 * MINUTES, "the end", lambda: None),
     ]
 
