@@ -15,6 +15,7 @@ from picture_svg import FAINT, GRID, PALETTE, TEXT, Box, area, dot, fitting, lin
 SMALL: Final = 10.0
 _TAIL: Final = 14.0  # below the plot, for the times
 _LEGEND_LINE: Final = 14.0
+_LEGEND_LINES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def graph(
 ) -> Iterator[str]:
     """`marks` are times by the colour of their lines."""
     colours = colours_of(panel, lines)
-    legend, legend_height = _legend(panel, lines, colours, box)
+    legend, legend_height = _legend(_entries(panel, lines, period), colours, box)
     low, high = _range(panel, lines)
     scale = axis(low, high, panel.unit, fixed=panel.most is not None, wanted=3 if box.height < 130 else 4)
     labels = [without_unit(tick, panel.unit) for tick in scale.ticks]
@@ -115,31 +116,38 @@ def _range(panel: Panel, lines: Sequence[Line]) -> tuple[float, float]:
     return low, high
 
 
-def _legend(panel: Panel, lines: Sequence[Line], colours: Sequence[str], box: Box) -> tuple[list[str], float]:
-    """Its elements and its height: as many lines as there is room for, and how many more names there are."""
-    rows_most = 2 if box.height < 200 else 3
-    with_last = not (panel.bars or panel.points) and len(lines) <= 4
+def _entries(panel: Panel, lines: Sequence[Line], period: Period) -> list[tuple[str, str]]:
+    """Names, and the values of those that have one now."""
+    wanted = not (panel.bars or panel.points) and len(lines) <= 4
+    found: list[tuple[str, str]] = []
+    for each in lines:
+        goes_on = bool(each.points) and period.end_s - each.points[-1][0] < 2 * period.step_s
+        shown = without_unit(each.last or 0, panel.unit, panel.decimals) if wanted and goes_on else ""
+        found.append((each.name, f"  {shown}" if shown else ""))
+    return found
+
+
+def _legend(entries: Sequence[tuple[str, str]], colours: Sequence[str], box: Box) -> tuple[list[str], float]:
+    """Its elements and its height: two lines at most, and how many more names there are."""
     placed: list[tuple[int, float, str, str]] = []
-    row, x, left_out = 0, 0.0, 0
-    for each, colour in zip(lines, colours, strict=True):
-        value = f"  {without_unit(each.last or 0, panel.unit, panel.decimals)}" if with_last else ""
-        words = fitting(each.name, SMALL, box.width - 30 - width_of(value, SMALL)) + value
+    row, x = 0, 0.0
+    for (name, value), colour in zip(entries, colours, strict=True):
+        words = fitting(name, SMALL, box.width - 30 - width_of(value, SMALL)) + value
         wide = width_of(words, SMALL) + 24
         if x and x + wide > box.width - 6:
             row, x = row + 1, 0.0
-        if row >= rows_most:
-            left_out = len(lines) - len(placed)
+        if row >= _LEGEND_LINES:
             break
         placed.append((row, x, words, colour))
         x += wide
-    rows = min(row + 1, rows_most) if placed else 1
+    rows = min(row + 1, _LEGEND_LINES)
     top = box.bottom - rows * _LEGEND_LINE
     found: list[str] = []
     for number, x, words, colour in placed:
         y = top + number * _LEGEND_LINE + 9
         found.append(rect(Box(box.x + x + 4, y - 4.5, 11, 3), colour, round_px=1.5))
         found.append(text(box.x + x + 19, y, words, size=SMALL))
-    if left_out:
+    if left_out := len(entries) - len(placed):
         found.append(text(box.right - 4, box.bottom - 5, f"+{left_out}", size=SMALL, fill=FAINT, anchor="end"))
     return found, rows * _LEGEND_LINE + 3
 

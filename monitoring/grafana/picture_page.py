@@ -69,7 +69,7 @@ def _panel(board: Board, panel: Panel, box: Box, said: Said) -> Iterator[str]:
         yield from number(panel, lines, inside, said.period)
     yield text(box.x + 10, box.y + 18, panel.title, size=12, fill=STRONG if _filled(panel, lines) else TEXT, bold=True)
     if panel.look is Look.LINES and (unit := long_unit(panel.unit)):
-        yield text(box.x + 18 + width_of(panel.title, 12) * 1.1, box.y + 18, unit, size=11, fill=FAINT)
+        yield text(box.x + 20 + width_of(panel.title, 12) * 1.13, box.y + 18, unit, size=11, fill=FAINT)
     match panel.look:
         case Look.LINES:
             marks = {shade(each.colour): said.marks[each.title] for each in board.marks}
