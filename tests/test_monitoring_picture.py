@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from dashboard_overview import OVERVIEW
 from dashboard_values import COLUMNS, Board, Panel, places
-from picture import _seconds
+from picture import _seconds, with_rows
 from picture_ask import Line, Period, Said, ask
 from picture_charts import unbroken
 from picture_page import picture
@@ -22,6 +22,7 @@ from picture_scale import axis, time_ticks, written
 from picture_source import Series
 from picture_svg import fitting, width_of
 
+SHORT = ("Can users work?", "User traffic", "What the agent did")  # of the README
 ROOT = Path(__file__).parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
 PERIOD = Period(1_795_867_380.0, 1_795_867_980.0, 4.0, 16.0)
@@ -193,10 +194,11 @@ def test_values_that_are_no_number_are_left_out_of_lines() -> None:
     assert [line for each in lines for line in each] == []
 
 
-def test_the_committed_picture_is_of_this_page() -> None:
-    shown = set(texts((ROOT / "docs/dashboard.svg").read_text()))
+def test_the_committed_pictures_are_of_this_page() -> None:
+    for file, board in (("dashboard.svg", OVERVIEW), ("dashboard-short.svg", with_rows(SHORT))):
+        shown = set(texts((ROOT / "docs" / file).read_text()))
 
-    assert {row.title for row in OVERVIEW.rows} | {panel.title for panel in OVERVIEW.panels} <= shown
+        assert {row.title for row in board.rows} | {panel.title for panel in board.panels} <= shown
 
 
 def test_a_prometheus_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:

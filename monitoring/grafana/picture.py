@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from dashboard_overview import OVERVIEW
 from dashboard_values import Board
-from picture_ask import Period, ask
+from picture_ask import Period, Said, ask
 from picture_page import picture
 from picture_source import PrometheusApi
 
@@ -31,15 +32,23 @@ def main() -> None:
     arguments.file.write_text(text)
 
 
-def drawn(source: PrometheusApi, *, minutes: float, rows: list[str], end_s: float | None = None) -> str:
-    """Rows by their titles; none means all."""
-    end_s = time.time() if end_s is None else end_s
+def drawn(source: PrometheusApi, *, minutes: float, rows: Sequence[str] = ()) -> str:
+    board = with_rows(rows)
+    return picture(board, seen(source, board, minutes=minutes))
+
+
+def with_rows(titles: Sequence[str]) -> Board:
+    """None means all."""
+    return replace(OVERVIEW, rows=tuple(row for row in OVERVIEW.rows if not titles or row.title in titles))
+
+
+def seen(source: PrometheusApi, board: Board, *, minutes: float) -> Said:
+    """Until now."""
+    end_s = time.time()
     start_s = end_s - 60 * minutes
     step_s = max(1, round((end_s - start_s) / _STEPS))
     window_s = max(_SCRAPES * _interval_s(source), step_s)
-    chosen = tuple(row for row in OVERVIEW.rows if not rows or row.title in rows)
-    board: Board = replace(OVERVIEW, rows=chosen)
-    return picture(board, ask(source, board, Period(start_s, end_s, step_s, window_s)))
+    return ask(source, board, Period(start_s, end_s, step_s, window_s))
 
 
 def _interval_s(source: PrometheusApi) -> float:

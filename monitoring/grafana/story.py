@@ -1,6 +1,6 @@
 """Eight minutes of a host, and the picture of its dashboard: users on four GPUs, and what goes wrong there.
 
-    sudo .venv/bin/python monitoring/grafana/story.py docs/dashboard.svg
+    sudo .venv/bin/python monitoring/grafana/story.py docs/dashboard.svg docs/dashboard-short.svg
 
 The agent, its containers and Prometheus are real; GPUs and Ollama are the tests' stand-ins. A container is killed,
 another one hangs, a GPU reports an XID, one gets too warm, and a new release is rolled out while users go on.
@@ -29,11 +29,14 @@ sys.path[:0] = [str(ROOT / "tests")]
 import fakenvml  # noqa: E402 - after the path is set
 from agenthost import METRICS_PORT, QUICK, AgentHost  # noqa: E402
 from building import Site, ok  # noqa: E402
+from dashboard_overview import OVERVIEW  # noqa: E402
 from engines import PrivateEngine, start_engine  # noqa: E402
 from fakenvml import FakeGpu  # noqa: E402
 from gpuphysics import Physics  # noqa: E402
 from ollamastore import Config, lay_model  # noqa: E402
-from picture import drawn  # noqa: E402
+from picture import seen, with_rows  # noqa: E402
+from picture_ask import Said  # noqa: E402
+from picture_page import picture  # noqa: E402
 from realprometheus import Prometheus  # noqa: E402
 from tinygguf import write_tiny_gguf  # noqa: E402
 
@@ -42,6 +45,7 @@ MODEL: Final = "r1:tiny"
 OLD, NEW = ("appliance:r1-0.32.14", "0.32.14"), ("appliance:r1-0.32.15", "0.32.15")
 GPUS: Final = 4
 USERS: Final = 3  # at most, for each GPU
+SHORT: Final = ("Can users work?", "User traffic", "What the agent did")
 MINUTES: Final = 8.0
 BEFORE_S: Final = 180.0  # so that rates over minutes have their minutes
 INTERVAL_S: Final = 5
@@ -106,17 +110,18 @@ class Users:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 3:
         sys.exit(__doc__)
-    target = Path(sys.argv[1])
+    whole, short = map(Path, sys.argv[1:])
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="story-")))
         engine = stack.enter_context(contextlib.closing(start_engine("classic", gpu_hook=True)))
         say("building two releases")
         build(directory, engine)
         host = stack.enter_context(contextlib.closing(make_host(directory, engine)))
-        target.write_text(told(host, directory))
-        say(f"{target} is written")
+        said = told(host, directory)
+    whole.write_text(picture(OVERVIEW, said))
+    short.write_text(picture(with_rows(SHORT), said))
 
 
 def build(directory: Path, engine: PrivateEngine) -> None:
@@ -137,7 +142,7 @@ def make_host(directory: Path, engine: PrivateEngine) -> AgentHost:
     return host
 
 
-def told(host: AgentHost, directory: Path) -> str:
+def told(host: AgentHost, directory: Path) -> Said:
     address = f"127.0.0.1:{host.engine.forward(METRICS_PORT)}"
     prometheus = Prometheus(
         directory / "prometheus",
@@ -158,7 +163,7 @@ def told(host: AgentHost, directory: Path) -> str:
             time.sleep(max(0.0, began_s + BEFORE_S + at_s - time.monotonic()))
             say(f"{at_s:5.0f} s  {what}")
             happens()
-        return drawn(prometheus.api, minutes=MINUTES, rows=[])
+        return seen(prometheus.api, OVERVIEW, minutes=MINUTES)
 
 
 def events(host: AgentHost, physics: Physics) -> list[tuple[float, str, Callable[[], object]]]:
