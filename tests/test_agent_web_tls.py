@@ -305,6 +305,7 @@ def test_a_file_that_breaks_later_changes_nothing_and_is_told(
     assert len(told) == 1
     assert told[0].startswith(f"the old web_config stays in force: {place}, line 4: tls_server_config.min_version: ")
     assert caplog.text.count("stays in force") == 1
+    assert b"\nappliance_host_problems 1\n" in ask(front, "/metrics", context=context).body
 
     put(place, WITH_TLS)
     ask(front, context=context)
