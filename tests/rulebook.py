@@ -100,10 +100,10 @@ def _of(check: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, Any]:
 
 def world(rules: Sequence[Rule], place: int, changed: Rule) -> list[Rule]:
     """One rule exchanged for another, with the rules that are made of it, and those that all of these are made of."""
-    kept = {place}
-    while more := {other for other, rule in enumerate(rules) if any(rules[each].name in rule.needs for each in kept)} - kept:
+    kept, used = {place}, [{other for other, made in enumerate(rules) if made.name in rule.needs} for rule in rules]
+    while more := {other for other, parts in enumerate(used) if parts & kept} - kept:
         kept |= more
-    while more := {other for other, rule in enumerate(rules) if any(rule.name in rules[each].needs for each in kept)} - kept:
+    while more := set().union(*(used[each] for each in kept)) - kept:
         kept |= more
     return [changed if each == place else rules[each] for each in sorted(kept)]
 
@@ -130,4 +130,3 @@ def failures(paths: Sequence[Path], *, workers: int = 2) -> dict[Path, str]:
     told = {Path(path): text for each in ended for path, text in _RESULT.findall(each.stdout)}
     assert set(told) == set(paths), "promtool did not come to its end"
     return {path: text.strip() for path, text in told.items() if text.strip() != "SUCCESS"}
-

@@ -71,7 +71,7 @@ def _numbers(expr: str, _: Mapping[str, str]) -> _Made:
 
 def _matchers(expr: str, _: Mapping[str, str]) -> _Made:
     for braces in _BRACES.finditer(expr):
-        parts = [found for found in _MATCHER.finditer(braces[0])]
+        parts = list(_MATCHER.finditer(braces[0]))
         for left_out in parts:
             others = ",".join(part[0] for part in parts if part is not left_out)
             inverted = ",".join(

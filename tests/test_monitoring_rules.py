@@ -101,7 +101,9 @@ def test_a_rule_asks_only_for_series_and_labels_that_there_are(rule: Rule) -> No
 def test_states_and_reasons_are_those_of_the_agent() -> None:
     states, reasons = {state.name.lower() for state in State}, {reason.value for reason in Reason}
     asked = [_MATCHER.findall(found[2] or "") for rule in EVERY_RULE for found in _SELECTOR.finditer(rule.expr)]
-    assert {word for pairs in asked for label, value in pairs if label == "state" for word in value.split("|")} <= states
+    assert {
+        word for pairs in asked for label, value in pairs if label == "state" for word in value.split("|")
+    } <= states
     restarts = [found[2] for rule in EVERY_RULE for found in _SELECTOR.finditer(rule.expr) if "restarts" in found[1]]
     named = {word for braces in restarts for label, value in _MATCHER.findall(braces) for word in value.split("|")}
     assert named - {"ollama-agent"} <= reasons
@@ -118,7 +120,9 @@ def test_an_alert_says_what_is_wrong_and_what_to_do(alert: Rule) -> None:
     assert len(words["summary"]) <= 120
     assert words["summary"].endswith(".")
     assert re.search(
-        r"`|\b(look|check|read|reset|reboot|mend|have|find|raise|use|compare|shut|update|do what|see)\b", description, re.I
+        r"`|\b(look|check|read|reset|reboot|mend|have|find|raise|use|compare|shut|update|do what|see|ask)\b",
+        description,
+        re.IGNORECASE,
     ), "no corrective action"
 
 
