@@ -98,15 +98,29 @@ def test_what_is_computed_is_told_from_launches_and_releases() -> None:
     def release(task: int, truncated: int = 0) -> str:
         return f"slot      release: id  1 | task {task} | stop processing: n_tokens = 12, truncated = {truncated}"
 
+    sampler = "slot launch_slot_: id  1 | task -1 | sampler params: "
     idle, other = "srv  update_slots: all slots are idle", 'time=T msg="loaded runners" count=1'
     began = 'time=T msg="starting llama-server" cmd="llama-server --model /m"'
-    told = [other, launch(0), launch(9), launch(9), release(0, 1), release(7), launch(11), began, launch(0), idle]
+    told = [
+        other,
+        sampler,
+        launch(0),
+        sampler,
+        launch(9),
+        launch(9),
+        release(0, 1),
+        release(7),
+        launch(11),
+        began,
+        launch(0),
+        idle,
+    ]
     parser, seen = Parser(), list[int | None]()
     for text in told:
         parser.line(text.encode())
         seen.append(parser.computing)
 
-    assert seen == [None, 1, 2, 2, 1, 1, 2, 0, 1, 0]
+    assert seen == [None, None, 1, 1, 2, 2, 1, 1, 2, 0, 1, 0]
 
 
 def test_a_timing_without_prefix_is_read_too() -> None:

@@ -165,6 +165,10 @@ class Stream:
         return last
 
 
+def running(host: AgentHost) -> float | None:
+    return value_of(scrape(host), "requests_running", gpu="0")
+
+
 def served(host: AgentHost) -> int:
     return requests_of(scrape(host))[0, "ollama_chat", 200]
 
@@ -331,6 +335,15 @@ def test_on_a_gpu_the_same_and_a_fallback_is_noticed(host: AgentHost) -> None:
 
     assert first == before
     assert restarts(host) == {"start": 1, "on_cpu": 1}
+
+
+def test_a_stream_under_way_shows_until_its_end(ready: AgentHost) -> None:
+    good_canaries(ready, 1)
+    told = "print_timing" in log(ready)
+    stream = Stream(ready, 3000)
+    ready.wait(lambda: running(ready) == (1 if told else None), "the stream to show")
+    stream.end()
+    ready.wait(lambda: running(ready) == (0 if told else None), "its end to show")
 
 
 def test_what_users_saw_is_what_is_counted(ready: AgentHost) -> None:

@@ -50,6 +50,7 @@ def settled(host: AgentHost, sums: Sums) -> None:
     wait_canaries(host, 4)
     found = scrape(host)
 
+    assert set(by_slot(found, "requests_running").elements()) == set()
     assert requests_of(found) == sums.requests
     assert by_slot(found, "generated_tokens_total") == sums.answer_tokens
     assert by_slot(found, "prompt_tokens_total") == sums.prompt_tokens

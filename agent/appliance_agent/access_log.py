@@ -36,7 +36,7 @@ _FAILED = re.compile(
     r'msg="(?:NewLlamaServer failed|Load failed|error loading llama server|failed to load model metadata)".*?error=(?:"((?:[^"\\]|\\.)*)"|(\S+))'
 )
 _TRUNCATING = re.compile(r'msg="truncating input prompt" limit=(\d{1,9}) prompt=(\d{1,9})\b')
-_TASK = re.compile(r"slot\s+(launch_slot_|release): id\s+-?\d+ \| task (-?\d{1,18}) \|")
+_TASK = re.compile(r"slot\s+(?:launch_slot_|release): id\s+\d+ \| task (\d{1,18}) \| (processing task|stop processing)")
 _OFFLOADED = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")
 
 
@@ -179,10 +179,10 @@ class Parser:
         if match is None:
             return Result.IGNORED
         tasks = self._tasks = self._tasks or set()
-        if match[1] == "release":
-            tasks.discard(match[2])
+        if match[2] == "stop processing":
+            tasks.discard(match[1])
         elif len(tasks) < _TASKS_MAX:
-            tasks.add(match[2])
+            tasks.add(match[1])
         return Result.MATCHED
 
     def _timing(self, text: str) -> Timing | Result:

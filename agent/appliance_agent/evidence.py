@@ -79,9 +79,7 @@ class Evidence:
     canaries: tuple[Canary, ...] = ()  # oldest first, at most the last 20
     # users' traffic, seen from outside
     answer_line_s: float | None = None  # an access or timing line of a finished inference request, ours left out
-    running: int | None = (
-        None  # requests that are computed, our own too; None: the log does not tell, Ollama before 0.30
-    )
+    running: int | None = None  # requests that are computed, our own too; None: not told, by Ollama before 0.30
     error_lines_in_a_row: int = 0  # 5xx access lines of inference requests since the last good one
     bytes_per_s: float | None = None  # that left the container over the last seconds, probes taken off
     flow_s: float | None = None  # when bytes last left it at the rate of tokens

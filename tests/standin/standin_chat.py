@@ -175,6 +175,16 @@ class Conversation:
 
     def _speak(self, request: Request, runner: Runner, voice: Voice, load_ns: int) -> None:
         self._engine.counts["chats"] += 1
+        task = self._engine.counts["chats"]
+        if self._profile.new:
+            standin_show.log_launch(task)
+        try:
+            self._say(request, runner, voice, load_ns, task)
+        finally:
+            if self._profile.new:
+                standin_show.log_release(task)
+
+    def _say(self, request: Request, runner: Runner, voice: Voice, load_ns: int, task: int) -> None:
         speech = plan(voice, self._profile, list(request.turns), request.think)
         said = Said(request.dialect, stream=request.stream)
         begun_ns = time.monotonic_ns()
@@ -198,7 +208,7 @@ class Conversation:
             tokens + (reason == "stop"),  # the end token counts
             now_ns - first_ns,
         )
-        self._finish(said, speech, stats)
+        self._finish(said, speech, stats, task)
 
     def _say_pieces(self, request: Request, runner: Runner, speech: Plan, said: Said, voice: Voice) -> tuple[int, int]:
         """How many tokens were said, and when the first one was."""
@@ -243,7 +253,7 @@ class Conversation:
         if fault.hits("eof_without_done", index):
             raise StreamCutError
 
-    def _finish(self, said: Said, speech: Plan, stats: Stats) -> None:
+    def _finish(self, said: Said, speech: Plan, stats: Stats, task: int) -> None:
         dialect, now_ns = said.dialect, time.time_ns()
         self._engine.counts["chats_done"] += 1
         if isinstance(dialect, Generate):
@@ -254,7 +264,7 @@ class Conversation:
             text = dialect.whole(now_ns, said.thinking, said.content, stats)
             self._wire.whole(200, dialect.media_type_whole, text)
         if self._profile.new:
-            standin_show.log_timing(stats, self._engine.counts["chats"])
+            standin_show.log_timing(stats, task)
 
     def _end_broken(self, said: Said) -> None:
         text = self._engine.faults.current().message or RUNNER_DIED

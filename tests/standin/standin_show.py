@@ -202,6 +202,18 @@ def log_template(voice: Voice, profile: Profile, name: str) -> None:
     slog("INFO", "images.go:381", "template selection", model=name, selected=voice.selected(profile))
 
 
+def log_launch(task: int) -> None:
+    """Of llama-server, when it turns to a request, from 0.30 on."""
+    sys.stderr.write(f"slot launch_slot_: id  0 | task {task} | processing task, is_child = 0\n")
+    sys.stderr.flush()
+
+
+def log_release(task: int) -> None:
+    """And when it is done with it, however that ended."""
+    sys.stderr.write(f"slot      release: id  0 | task {task} | stop processing: n_tokens = 12, truncated = 0\n")
+    sys.stderr.flush()
+
+
 def log_timing(stats: Stats, task: int) -> None:
     """The lines of llama-server after each request, from 0.30 on."""
     rows = [
