@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -55,13 +56,13 @@ def _rule(each: Mapping[str, Any]) -> Rule:
 
 
 def render(rules: Iterable[Rule]) -> str:
-    """Without annotations: promtool compares those word by word, and a test of words is not one of rules."""
+    """JSON is YAML. Without annotations: promtool compares those word by word, and a test of words is not one of rules."""
     written = [
         {"alert" if rule.alert else "record": rule.name, "expr": rule.expr, "labels": dict(rule.labels)}
         | ({"for": rule.wait} if rule.wait else {})
         for rule in rules
     ]
-    return yaml.dump({"groups": [{"name": "all", "rules": written}]}, sort_keys=False)
+    return json.dumps({"groups": [{"name": "all", "rules": written}]}, indent=1)
 
 
 def cases_of(path: Path) -> dict[str, Any]:
@@ -99,13 +100,29 @@ def _of(check: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, Any]:
 
 
 def world(rules: Sequence[Rule], place: int, changed: Rule) -> list[Rule]:
-    """One rule exchanged for another, with the rules that are made of it, and those that all of these are made of."""
-    kept, used = {place}, [{other for other, made in enumerate(rules) if made.name in rule.needs} for rule in rules]
-    while more := {other for other, parts in enumerate(used) if parts & kept} - kept:
-        kept |= more
-    while more := set().union(*(used[each] for each in kept)) - kept:
-        kept |= more
-    return [changed if each == place else rules[each] for each in sorted(kept)]
+    """One rule exchanged for another, with the rules that are made of it, and what all of these are made of."""
+    users = [rule for rule in rules if rules[place].name in rule.needs]
+    names = _parts(rules, [rules[place], *users])
+    kept = [*users, *(rule for rule in rules if rule.name in names)]
+    return [changed if other == place else rule for other, rule in enumerate(rules) if other == place or rule in kept]
+
+
+def mentioned(rules: Sequence[Rule], cases: Mapping[str, Any]) -> list[Rule]:
+    """The rules of which these unit tests expect something, and those that they are made of."""
+    checks = [each for test in cases["tests"] for each in test.get("alert_rule_test", ())]
+    asked = " ".join(each["expr"] for test in cases["tests"] for each in test.get("promql_expr_test", ()))
+    kept = [rule for rule in rules if rule.name in asked or rule.name in {each["alertname"] for each in checks}]
+    names = _parts(rules, kept)
+    return [rule for rule in rules if rule in kept or rule.name in names]
+
+
+def _parts(rules: Sequence[Rule], made: Sequence[Rule]) -> frozenset[str]:
+    """What these rules are made of, and so on."""
+    found, more = frozenset[str](), frozenset(part for rule in made for part in rule.needs)
+    while more - found:
+        found |= more
+        more = frozenset(part for rule in rules if rule.name in found for part in rule.needs)
+    return found
 
 
 def promtool() -> str:
@@ -122,11 +139,15 @@ def run_promtool(*words: str | Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def _tested(paths: Sequence[Path]) -> subprocess.CompletedProcess[str]:
+    return run_promtool("test", "rules", *paths)
+
+
 def failures(paths: Sequence[Path], *, workers: int = 2) -> dict[Path, str]:
     """What promtool says of each file of unit tests that does not hold."""
     shares = [share for start in range(workers) if (share := paths[start::workers])]
     with ThreadPoolExecutor(workers) as pool:
-        ended = list(pool.map(lambda share: run_promtool("test", "rules", *share), shares))
+        ended = list(pool.map(_tested, shares))
     told = {Path(path): text for each in ended for path, text in _RESULT.findall(each.stdout)}
     assert set(told) == set(paths), "promtool did not come to its end"
     return {path: text.strip() for path, text in told.items() if text.strip() != "SUCCESS"}

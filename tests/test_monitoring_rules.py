@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
-from rulebook import COMPAT, PROMETHEUS, RULES, TESTS, Rule, cases_of, failures, render, rules_of, run_promtool
+from rulebook import (
+    COMPAT,
+    PROMETHEUS,
+    RULES,
+    TESTS,
+    Rule,
+    cases_of,
+    failures,
+    mentioned,
+    render,
+    rules_of,
+    run_promtool,
+)
 
 from appliance_agent.catalogue import CATALOGUE
 from appliance_agent.metric import Kind
@@ -43,10 +56,10 @@ SERIES = _series()
 
 @pytest.mark.parametrize("name", sorted(path.name for path in TESTS.glob("*.yml")))
 def test_rules_say_what_they_should_and_only_then(name: str, tmp_path: Path) -> None:
+    cases, copy = cases_of(TESTS / name), tmp_path / name
+    copy.write_text(json.dumps(cases, indent=1))
     for path in (RULES, *COMPAT):
-        (tmp_path / path.name).write_text(render(rules_of(path)))
-    copy = tmp_path / name
-    copy.write_text(yaml.dump(cases_of(TESTS / name), Dumper=yaml.CSafeDumper))
+        (tmp_path / path.name).write_text(render(mentioned(rules_of(path), cases)))
 
     assert failures([copy], workers=1) == {}
 
@@ -92,7 +105,11 @@ def test_a_rule_asks_only_for_series_and_labels_that_there_are(rule: Rule) -> No
             assert label in SERIES[name] | TARGET, f"{name} has no label {label}"
             if label == "job":
                 assert value == "ollama-agent"
-    known = set().union(*SERIES.values()) | TARGET | set(re.findall(r'"(\w+)", "[^"]*", "\w*", "[^"]*"', rule.expr))
+    known = (
+        {label for labels in SERIES.values() for label in labels}
+        | TARGET
+        | set(re.findall(r'"(\w+)", "[^"]*", "\w*", "[^"]*"', rule.expr))
+    )
     made = {"UUID", "device", "modelName", "Hostname", "hostname", "DCGM_FI_DRIVER_VERSION", "model_name", "engine"}
     grouped = {label.strip() for labels in _GROUPING.findall(plain) for label in labels.split(",") if label.strip()}
     assert grouped <= known | made
@@ -105,7 +122,7 @@ def test_states_and_reasons_are_those_of_the_agent() -> None:
         word for pairs in asked for label, value in pairs if label == "state" for word in value.split("|")
     } <= states
     restarts = [found[2] for rule in EVERY_RULE for found in _SELECTOR.finditer(rule.expr) if "restarts" in found[1]]
-    named = {word for braces in restarts for label, value in _MATCHER.findall(braces) for word in value.split("|")}
+    named = {word for braces in restarts for _, value in _MATCHER.findall(braces) for word in value.split("|")}
     assert named - {"ollama-agent"} <= reasons
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rulebook import RULES, TESTS, Rule, cases_of, expecting, failures, render, rules_of, run_promtool, world
 from rulemutants import mutants
 
@@ -45,7 +45,7 @@ def _write(folder: Path, rules: Sequence[Rule], suites: Suites) -> list[Path]:
         kept = expecting(cases, rules)
         if kept["tests"] and (name in windows or not name.startswith("budget-")):
             paths.append(folder / f"{name}.yml")
-            paths[-1].write_text(yaml.dump(kept, Dumper=yaml.CSafeDumper))
+            paths[-1].write_text(json.dumps(kept))
     return paths
 
 
