@@ -25,6 +25,7 @@ from appliance_agent.sight import Sight
 ANSWER_S: Final = 2.0  # for /api/ps and /api/version, which take a millisecond
 _CANARIES_MAX: Final = 20
 _NEWS: Final = 5  # canaries of a container that may prove it
+_MOVES_S: Final = 0.1  # lines that come closer together tell the same
 _SILENCE_S: Final = 1.0  # after so long a token is news
 
 
@@ -228,9 +229,10 @@ class Watched:
         now_s = time.monotonic()
         line = self._parser.line(text)
         self._around.on_line(line.source, line.result)
-        if not isinstance(line.event, Access):
-            running = self._parser.computing
-            self._update(lambda before: replace(before, progress_s=now_s, running=running))
+        running, before = self._parser.computing, self._evidence
+        moved_s = before.progress_s if isinstance(line.event, Access) else now_s
+        if running != before.running or (moved_s or 0.0) - (before.progress_s or 0.0) > _MOVES_S:
+            self._update(lambda evidence: replace(evidence, progress_s=moved_s, running=running))
         if line.event is not None:
             with self._lock:
                 is_users = self._own.is_users(line.event, now_s)
