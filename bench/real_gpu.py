@@ -68,7 +68,7 @@ GPM = {1: "graphics", 2: "sm", 3: "occupancy", 5: "tensor", 10: "dram", 20: "pci
 
 def main() -> int:
     _section("every call the agent makes", [sys.executable, "-m", "appliance_agent.nvml_child", "--probe"])
-    _section("one snapshot line", [sys.executable, "-m", "appliance_agent.nvml_child", "--once"])
+    _section("one look", [sys.executable, "-m", "appliance_agent.nvml_child", "--show"])
     nvml.nvmlInit()
     handle = nvml.nvmlDeviceGetHandleByIndex(0)
     _others(handle)

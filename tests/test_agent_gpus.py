@@ -12,7 +12,8 @@ import pytest
 from fakenvml import GIB, FakeGpu, World
 from gpuwatch import GpuHost
 
-from appliance_agent.gpus import GpuProcess, RecoveryAction
+from appliance_agent.gpu_wire import Reader
+from appliance_agent.gpus import GpuProcess, GpuSnapshot, RecoveryAction
 from appliance_agent.nvml_process import COMMAND
 
 
@@ -158,17 +159,28 @@ def test_an_error_nobody_can_explain_is_told_with_its_call(host: GpuHost) -> Non
         assert host.seen.readings["GPU-bbbb"].sound
 
 
-def test_one_look_can_be_printed(host: GpuHost) -> None:
+def test_one_look_can_be_had_as_the_agent_reads_it(host: GpuHost) -> None:
     done = subprocess.run([*COMMAND, "--once"], env=host.environment, capture_output=True, check=True)
+    seen = Reader().parse(done.stdout.rstrip())
 
     assert done.stdout.count(b"\n") == 1
-    assert json.loads(done.stdout)["gpus"][1]["uuid"] == "GPU-bbbb"
+    assert isinstance(seen, GpuSnapshot)
+    assert (seen.gpus[1].uuid, seen.readings["GPU-bbbb"].power_w) == ("GPU-bbbb", 70)
 
 
-def test_one_look_fails_where_nvml_does_not_work(host: GpuHost) -> None:
+def test_one_look_can_be_printed_with_names(host: GpuHost) -> None:
+    done = subprocess.run([*COMMAND, "--show"], env=host.environment, capture_output=True, check=True)
+    shown = json.loads(done.stdout)
+
+    assert done.stdout.count(b"\n") == 1
+    assert (shown["gpus"][1]["uuid"], shown["readings"]["GPU-bbbb"]["power_w"]) == ("GPU-bbbb", 70)
+
+
+@pytest.mark.parametrize("word", ["--once", "--show"])
+def test_one_look_fails_where_nvml_does_not_work(host: GpuHost, word: str) -> None:
     host.world.init_error = fakenvml.DRIVER_NOT_LOADED
     host.change()
-    done = subprocess.run([*COMMAND, "--once"], env=host.environment, capture_output=True, check=False)
+    done = subprocess.run([*COMMAND, word], env=host.environment, capture_output=True, check=False)
 
     assert done.returncode == 1
     assert "kernel module is not loaded" in json.loads(done.stdout)["because"]

@@ -107,7 +107,7 @@ def nvml_once(timeout_s: float) -> Nvml:
                 pipe.close()
         return Nvml(None, _late_nvml(timeout_s))
     try:
-        line = gpu_wire.parse(output.splitlines()[-1])
+        line = gpu_wire.Reader().parse(output.splitlines()[-1])
     except (gpu_wire.WireError, IndexError):
         said = complaint.decode(errors="replace").strip().removeprefix("error: ")
         return Nvml(None, said or f"its process ended with status {child.returncode}")

@@ -1,8 +1,8 @@
 """The process that alone speaks to NVML: a line a second to stdout, an XID at once; it ends when stdin does.
 
 A call that hangs in the driver hangs only this process, which the agent then abandons. `--nvlink` asks for NVLink's counters
-too. `--once` prints one line and `--probe` a table of every call, both for people; `--faster=10` divides all
-intervals, for tests.
+too. `--once` writes one line and ends; for people `--show` prints such a look with names, and `--probe` a table of
+every call. `--faster=10` divides all intervals, for tests.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _bindings_missing() -> str | None:
     return None
 
 
-def _once() -> int:
+def _once(*, for_a_person: bool) -> int:
     from appliance_agent.nvml_device import NvmlDownError  # noqa: PLC0415 - it needs pynvml
     from appliance_agent.nvml_session import Session  # noqa: PLC0415 - it needs pynvml
 
@@ -160,7 +160,10 @@ def _once() -> int:
         session.close()
     except NvmlDownError as error:
         snapshot = GpuSnapshot(at_s=now_s, up=False, because=str(error))
-    print(for_people(snapshot), flush=True)  # noqa: T201 - for people
+    if for_a_person:
+        print(for_people(snapshot), flush=True)  # noqa: T201 - for people
+    else:
+        Pipe().write(snapshot)
     return 0 if snapshot.up else 1
 
 
@@ -174,11 +177,11 @@ def _probe() -> int:
 
 def main(arguments: Sequence[str]) -> int:
     words = {name: value for name, _, value in (argument.lstrip("-").partition("=") for argument in arguments)}
-    if ("once" in words or "probe" in words) and (missing := _bindings_missing()):
+    if words.keys() & {"once", "show", "probe"} and (missing := _bindings_missing()):
         print(f"error: {missing}", file=sys.stderr)  # noqa: T201 - for people
         return 1
-    if "once" in words:
-        return _once()
+    if words.keys() & {"once", "show"}:
+        return _once(for_a_person="show" in words)
     if "probe" in words:
         return _probe()
     _serve(faster=float(words.get("faster", 1)), with_nvlink="nvlink" in words)
