@@ -88,7 +88,7 @@ _TABLE: Final = Panel(
     columns=(
         Column("State", state_number(), words=STATE_WORDS),
         Column("In trouble", in_trouble(), words=(Word(0, "no", Colour.GOOD), Word(1, "yes", Colour.BAD))),
-        Column("First token (10 m)", mean("probe_time_to_first_token_seconds", window="10m"), "s",
+        Column("First token of probes (10 m)", mean("probe_time_to_first_token_seconds", window="10m"), "s",
                steps=steps(Colour.GOOD, (2, Colour.WARNING), (5, Colour.BAD))),
         Column("Tokens", total(rate("generated_tokens_total"), SLOT), "suffix:tokens/s", 0),
         Column("Busy", total(rate("gpu_busy_seconds_total"), SLOT), "percentunit", 0),

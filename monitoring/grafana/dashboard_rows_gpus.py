@@ -23,7 +23,7 @@ _HOST: Final = "{{instance}}"
 _JOULES: Final = total(rate("gpu_energy_joules_total", window="5m"), "instance")
 _TOKENS: Final = total(rate("generated_tokens_total", window="5m"), "instance")
 _UNCORRECTED: Final = total(increase("gpu_ecc_errors_total", 'error="uncorrected"'), SLOT)
-_KNOWN: Final = series("backend_info", 'image!=""', 'ollama_version!=""')
+_KNOWN: Final = series("backend_info", 'ollama_version!=""')
 _RELEASES: Final = f"count by (image, ollama_version) ({_KNOWN})"
 
 GPU_HEALTH: Final = Row(

@@ -47,12 +47,18 @@ TRAFFIC: Final = Row(
             queries=(Query(f"{total(rate('requests_total'), 'api')} > 0", "{{api}}"),),
         ),
         Panel(
-            title="Length of requests, all of them", unit="s", look=Look.HEAT, width=12,
+            title="Length of requests, all of them", unit="s", look=Look.HEAT,
             text="How many requests took how long; a second band above the first is a slow GPU or a second kind of user.",
             queries=(Query(total(increase("request_duration_seconds_bucket"), "le"), "{{le}}"),),
         ),
         Panel(
-            title="Time for a token", unit="s", width=12,
+            title="Requests at work", by_gpu=True, decimals=0,
+            text="Users' requests that each GPU computes now (Ollama 0.30 and newer); one that computes and stays idle below is stuck.",
+            queries=(Query(total(series("requests_running"), SLOT), LEGEND),),
+            runbooks=("RequestsStuck",),
+        ),
+        Panel(
+            title="Time for a token", unit="s",
             text="Mean time for a token in each answer (Ollama 0.30 and newer); above 0.1 s people read faster than it writes.",
             queries=_quantiles("time_per_output_token_seconds"),
         ),
