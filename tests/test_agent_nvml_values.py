@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from engines import wait_until
-from fakenvml import GIB, FakeGpu, FakeMig, World
-from gpuwatch import FAST, GpuHost
+from fakenvml import GIB, FakeGpu, World
+from gpuwatch import GpuHost
 
-from appliance_agent.config import Config, MetricsConfig
-from appliance_agent.gpu_switch import GpuSwitch
 from appliance_agent.gpus import GpuProcess, GpuReading, RecoveryAction
 from appliance_agent.nvml_process import COMMAND
 
@@ -257,65 +255,6 @@ def test_many_processes_are_all_told(host: GpuHost) -> None:
         assert host.reading.processes == tuple(GpuProcess(1000 + place, GIB + place) for place in range(100))
 
 
-def test_activity_is_told_from_each_pair_of_samples(host: GpuHost) -> None:
-    first = host.world.gpus[0]
-    first.gpm = (0.2, 0.1, 0.4)
-    host.change()
-    with host.watched():
-        host.until(lambda seen: seen.up and host.reading.sm_active_ratio == pytest.approx(0.2), "a pair")
-        first.gpm = (0.6, 0.3, 0.8)
-        host.change()
-        host.until(lambda _: host.reading.dram_active_ratio == pytest.approx(0.8), "pairs of the new time")
-
-        assert (host.reading.sm_active_ratio, host.reading.tensor_active_ratio) == (0.6, 0.3)
-
-
-def test_a_mig_device_has_its_own_memory_and_activity_and_no_temperature_even_of_a_driver_that_tells_one(
-    host: GpuHost,
-) -> None:
-    first = host.world.gpus[0]
-    first.mig_enabled, first.gpm = True, (0.9, 0.9, 0.9)
-    first.migs = [
-        FakeMig("MIG-1", 3, used_gib=1, gpm=(0.1, 0.2, 0.3), leaks=True, processes=[(4711, GIB)]),
-        FakeMig("MIG-2", 5, used_gib=2, gpm=(0.4, 0.5, 0.6)),
-    ]
-    host.change()
-    with host.watched():
-        seen = host.until(lambda seen: seen.up and seen.readings["MIG-2"].sm_active_ratio is not None, "a pair")
-
-    one, two, card = (seen.readings[uuid] for uuid in ("MIG-1", "MIG-2", "GPU-aaaa"))
-    told = {name for name, value in values(one).items() if value not in (None, False, 0, "")}
-    assert told == {
-        "memory_total_bytes", "memory_used_bytes", "processes", "sm_active_ratio", "tensor_active_ratio", "dram_active_ratio",
-    }  # fmt: skip
-    assert (one.sm_active_ratio, one.tensor_active_ratio, one.dram_active_ratio) == (0.1, 0.2, 0.3)
-    assert (two.sm_active_ratio, two.dram_active_ratio, two.memory_used_bytes) == (0.4, 0.6, 2 * GIB)
-    assert (card.temperature_c, card.power_w, card.sm_active_ratio) == (40, 70, None)
-
-
-def test_nvlink_is_told_where_it_is_wanted_in_bytes(host: GpuHost) -> None:
-    host.world.gpus[0].nvlink = (5, 6, 7, 8, 9)
-    host.change()
-    with host.watched(command=(*FAST, "--nvlink")):
-        host.until_up()
-
-        assert (host.reading.nvlink_transmit_bytes, host.reading.nvlink_receive_bytes) == (5 * 1024, 6 * 1024)
-        errors = (
-            host.reading.nvlink_crc_errors, host.reading.nvlink_replay_errors, host.reading.nvlink_recovery_errors,
-        )  # fmt: skip
-        assert errors == (7, 8, 9)
-
-
-def test_newer_nvlink_has_its_errors_in_other_fields(host: GpuHost) -> None:
-    first = host.world.gpus[0]
-    first.nvlink, first.errors = (5, 6, 7, 8, 9), {"field:45": 3, "field:52": 3, "field:59": 3}
-    host.change()
-    with host.watched(command=(*FAST, "--nvlink")):
-        host.until(lambda seen: seen.up and host.reading.nvlink_crc_errors == 7, "the other fields")
-
-        assert (host.reading.nvlink_replay_errors, host.reading.nvlink_recovery_errors) == (8, 9)
-
-
 def test_an_obscure_call_that_fails_is_counted_and_makes_no_gpu_unsound(host: GpuHost) -> None:
     with host.watched():
         host.until_up()
@@ -366,26 +305,3 @@ def test_an_xid_is_in_the_publication_that_it_wakes_the_loop_for(host: GpuHost) 
         wait_until(lambda: host.woken > woken, timeout_s=20, what="the loop to be woken")
 
         assert [xid.code for xid in host.seen_when_woken.xids] == [79]
-
-
-def test_a_reload_that_wants_nvlink_begins_to_ask_for_it(host: GpuHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in host.environment.items():
-        monkeypatch.setenv(name, value)
-    host.world.gpus[0].nvlink = (1, 2, 0, 0, 0)
-    host.change()
-    switch = GpuSwitch(lambda: None)
-
-    def told(config: Config) -> Callable[[], bool]:
-        switch.configure(config)
-        return lambda: switch.snapshot().up and bool(switch.snapshot().readings)
-
-    try:
-        wait_until(told(Config(image="a")), timeout_s=30, what="NVML")
-        without = switch.snapshot().readings["GPU-aaaa"]
-        wait_until(told(Config(image="a", metrics=MetricsConfig(nvlink=True))), timeout_s=30, what="NVML with NVLink")
-        with_it = switch.snapshot().readings["GPU-aaaa"]
-    finally:
-        switch.close()
-
-    assert without.nvlink_transmit_bytes is None
-    assert with_it.nvlink_transmit_bytes == 1024
