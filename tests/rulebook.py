@@ -100,11 +100,9 @@ def _of(check: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, Any]:
 
 
 def world(rules: Sequence[Rule], place: int, changed: Rule) -> list[Rule]:
-    """One rule exchanged for another, with the rules that are made of it, and what all of these are made of."""
-    users = [rule for rule in rules if rules[place].name in rule.needs]
-    names = _parts(rules, [rules[place], *users])
-    kept = [*users, *(rule for rule in rules if rule.name in names)]
-    return [changed if other == place else rule for other, rule in enumerate(rules) if other == place or rule in kept]
+    """One rule exchanged for another, and those that it is made of."""
+    names = _parts(rules, [rules[place]])
+    return [changed if at == place else rule for at, rule in enumerate(rules) if at == place or rule.name in names]
 
 
 def mentioned(rules: Sequence[Rule], cases: Mapping[str, Any]) -> list[Rule]:
