@@ -74,6 +74,17 @@ def test_each_alert_is_expected_to_fire_by_one_test_and_to_be_silent_by_another(
     assert set(fires) == set(silent) == {alert.name for alert in ALERTS}
 
 
+def test_each_name_of_another_exporter_is_computed_from_known_values() -> None:
+    asked = [each["expr"] for path in TESTS.glob("compat-*.yml") for each in _values(path)]
+    names = {rule.name for path in COMPAT for rule in rules_of(path)}
+
+    assert {name for name in names if not name.startswith("appliance:")} <= set(asked)
+
+
+def _values(path: Path) -> list[dict[str, str]]:
+    return [each for test in cases_of(path)["tests"] for each in test.get("promql_expr_test", ())]
+
+
 def test_a_whole_configuration_is_sound_with_each_variant_of_the_example(tmp_path: Path) -> None:
     example = (PROMETHEUS / "scrape.example.yml").read_text()
     for path in (RULES, *COMPAT):
