@@ -18,7 +18,7 @@ _EPILOG = """
 \b
 A new host:
   ollama-agent config check /etc/ollama-appliance/agent.toml
-  ollama-agent check                    what is missing, each with the command that mends it
+  ollama-agent check          what is missing, with the command that mends it
   systemctl enable --now ollama-agent
   ollama-agent status --watch
 
@@ -109,7 +109,7 @@ def down(path: Path, state: Path) -> None:
     take_down(path, state)
 
 
-@cli.command(short_help="Find what is missing on this host, each with the command that mends it.")
+@cli.command(short_help="Find what is missing, each with the command that mends it.")
 @_config_option
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON, for programs.")
 def check(path: Path, as_json: bool) -> int:
@@ -127,10 +127,13 @@ def config_group() -> None:
     """Look at a configuration without using it."""
 
 
-@config_group.command(name="check")
+@config_group.command(name="check", short_help="Tell every mistake in a file at once.")
 @click.argument("file", type=_PATH, default=Path(config.DEFAULT_PATH))
 def config_check(file: Path) -> None:
-    """Read FILE and tell every mistake in it at once, each with the path of its key; then the web_config that it names."""
+    """Read FILE and tell every mistake in it at once, each with the path of its key.
+
+    Without mistakes the `web_config` that it names is read too.
+    """
     from appliance_agent.config_file import load  # noqa: PLC0415
 
     loaded = load(file)

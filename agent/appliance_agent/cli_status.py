@@ -27,18 +27,19 @@ _HISTORY = 10
 _EPILOG = """
 \b
 GPU         NVML's index, red when the driver has lost the GPU
-STATE, FOR  what the slot is and since when; why, if it is not ready, stands below the row
-1ST TOKEN   what the last good probe waited for its first token, or how the last one failed
-TOKENS/S    speed of the last good probe, OF USUAL: against what this slot usually gives
+STATE, FOR  what the slot is and since when; why not ready stands below it
+1ST TOKEN   how long the last good probe waited for it, or how the last failed
+TOKENS/S    of the last good probe; OF USUAL: of what the slot usually gives
 RESTARTS    containers made after the first one
 
 \b
 Only with --watch, over the last minutes:
 UTIL        of the slot's GPUs, 0 to 100 %
-USERS       tokens per second of users' answers; those of an answer are known when it ends
-SENT        bytes per second to users, and what stands for USERS with an Ollama before 0.30
-Each character is 5 seconds, the newest on the right. `.` is not known, the lowest one is exactly 0.
-Without a UTF-8 locale digits stand for the blocks: 0 is exactly 0, 9 is the top.
+USERS       tokens per second of users' answers, known when an answer ends
+SENT        bytes per second to users; stands for USERS before Ollama 0.30
+Each character is 5 seconds, the newest on the right. `.` is not known, the
+lowest one is exactly 0. Without a UTF-8 locale digits stand for the blocks:
+0 is exactly 0, 9 is the top.
 """
 
 

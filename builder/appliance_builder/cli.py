@@ -24,7 +24,7 @@ _PATH = click.Path(path_type=Path)
 _EPILOG = """
 \b
 Examples:
-  appliance build deepseek-r1-think:32b                     into the local Docker Engine
+  appliance build deepseek-r1-think:32b           into the local Docker Engine
   appliance build deepseek-r1:32b -t registry.lan/ai/r1:32b --push
   appliance build qwen3:8b --from-store auto --output oci-archive:qwen3.tar
   appliance plan deepseek-r1-think:70b -t registry.lan/ai/r1:70b --push
@@ -98,11 +98,14 @@ def _network_options(function: _Command) -> _Command:
     )
 
 
+def _tag_option(default: str) -> Callable[[_Command], _Command]:
+    return click.option("-t", "--tag", metavar="NAME", help=f"Name of the new image [{default}].")
+
+
 def _target_options(function: _Command) -> _Command:
     return _apply(
         function,
-        click.option("-t", "--tag", metavar="IMAGE", help="Name of the image [the model's name]."),
-        click.option("--push", is_flag=True, help="Push to the registry that IMAGE names."),
+        click.option("--push", is_flag=True, help="Push to the registry in that name."),
         click.option(
             "--load", is_flag=True, help="Load into the Docker Engine; what happens if nothing else is asked for."
         ),
@@ -145,6 +148,7 @@ def _apply(function: _Command, *decorators: Callable[[_Command], _Command]) -> _
 @cli.command(short_help="Build the image of an Ollama model.")
 @click.argument("model")
 @_build_options
+@_tag_option("the model's name")
 @_target_options
 @_network_options
 def build(model: str, **values: Any) -> None:
@@ -160,6 +164,7 @@ def build(model: str, **values: Any) -> None:
 @cli.command(short_help="Show what `build` would do, and do nothing.")
 @click.argument("model")
 @_build_options
+@_tag_option("the model's name")
 @_target_options
 @_network_options
 def plan(model: str, **values: Any) -> None:
@@ -200,6 +205,7 @@ def verify(image: str, platform: str | None, smoke: bool, gpus: bool, prompt: st
 @click.argument("image")
 @click.option("--base", required=True, metavar="IMAGE", help="The new Ollama image.")
 @click.option("--ollama-version", metavar="X.Y.Z", help="Ollama's version in the base, where its tag does not tell.")
+@_tag_option("IMAGE")
 @_target_options
 @_network_options
 def rebase(image: str, base: str, ollama_version: str | None, **values: Any) -> None:
