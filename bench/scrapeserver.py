@@ -38,6 +38,7 @@ class Measured:
 def serve(kind: str, slots: int) -> None:
     """Until the parent closes our stdin. Says the port on stdout."""
     import snapshots  # noqa: PLC0415 - what the parent measures with must not load it
+    import soundhost  # noqa: PLC0415 - what the parent measures with must not load it
 
     from appliance_agent.access_log import Result, Source  # noqa: PLC0415
     from appliance_agent.config import MetricsConfig  # noqa: PLC0415
@@ -47,7 +48,7 @@ def serve(kind: str, slots: int) -> None:
     front = Front(MetricsConfig("127.0.0.1", 0))
     front.publish(base)
     for slot in range(slots):
-        front.events.canary(slot, snapshots.canary())
+        front.events.canary(slot, soundhost.canary())
     if kind == "agent":
         front.open()
         port = front.port
@@ -64,7 +65,7 @@ def serve(kind: str, slots: int) -> None:
     for tick in count():
         now = replace(base.now, mono_s=base.now.mono_s + tick, wall_s=base.now.wall_s + tick)
         front.publish(replace(base, now=now, ticks=tick))
-        front.events.canary(tick % slots, snapshots.canary())
+        front.events.canary(tick % slots, soundhost.canary())
         front.events.traffic.line(Source.GIN, Result.MATCHED)
         if ended.wait(_PERIOD_S):
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import snapshots
+import soundhost
 from prometheus_client.parser import text_string_to_metric_families
 
 from appliance_agent.access_log import Access, LoadFailed, ModelLoad, Offload, Result, Source, Timing, Truncated
@@ -29,7 +30,7 @@ class Scraped:
     def __init__(self, snapshot: Snapshot | None) -> None:
         self.snapshot = snapshot
         self.now_s = 1000.0
-        self.events = Events(wall_s=lambda: snapshots.NOW.wall_s, mono_s=lambda: snapshots.NOW.mono_s)
+        self.events = Events(wall_s=lambda: soundhost.NOW.wall_s, mono_s=lambda: soundhost.NOW.mono_s)
         self.exposition = Exposition(lambda: self.snapshot, self.events, mono_s=lambda: self.now_s)
 
     def text(self) -> str:
@@ -70,8 +71,8 @@ def with_probes() -> Scraped:
 def probed(scraped: Scraped) -> Scraped:
     scraped.text()
     for slot in (0, 1):
-        scraped.events.canary(slot, snapshots.canary(speed=41.5 - 20 * slot))
-    scraped.events.canary(2, snapshots.canary(outcome=Outcome.TIMEOUT))
+        scraped.events.canary(slot, soundhost.canary(speed=41.5 - 20 * slot))
+    scraped.events.canary(2, soundhost.canary(outcome=Outcome.TIMEOUT))
     for event in TRAFFIC:
         scraped.events.traffic.event(1, event)
     scraped.events.traffic.line(Source.GIN, Result.MATCHED)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import snapshots
+import soundhost
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 from scraped import Scraped, probed, series, with_probes, without_process
@@ -127,7 +128,7 @@ def test_the_documentation_has_a_row_for_each_metric() -> None:
 def test_odd_names_cannot_break_a_line() -> None:
     base = snapshots.good_night(1)
     odd = 'a"b\\c\nappliance_evil 1\u2028模型'
-    card = replace(snapshots.gpu(0), name=odd)
+    card = replace(soundhost.gpu(0), name=odd)
 
     text = Scraped(replace(base, version=odd, gpus=replace(base.gpus, gpus=(card,)))).text()
 
@@ -159,7 +160,7 @@ def test_a_probe_shows_in_the_next_scrape_of_a_new_snapshot() -> None:
     scraped = with_probes()
     counts: list[float | None] = []
     for _ in range(3):
-        scraped.events.canary(0, snapshots.canary())
+        scraped.events.canary(0, soundhost.canary())
         counts.append(scraped.value("probe_attempts_total", gpu="0"))
 
     assert counts == [2, 3, 4]
@@ -176,7 +177,7 @@ def test_scrapes_and_probes_at_the_same_time_lose_nothing() -> None:
 
     def probe(slot: int) -> None:
         for _ in range(200):
-            scraped.events.canary(slot, snapshots.canary())
+            scraped.events.canary(slot, soundhost.canary())
 
     with ThreadPoolExecutor(6) as pool:
         scrapers = [pool.submit(lambda: list(scrape())) for _ in range(2)]

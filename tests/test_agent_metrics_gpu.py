@@ -6,18 +6,19 @@ from dataclasses import replace
 
 import pytest
 import snapshots
+import soundhost
 from scraped import Scraped
 
 from appliance_agent.gpus import GpuPids, GpuProcess, GpuReading
 from appliance_agent.snapshot import Snapshot
 
 GIB = 1024**3
-WHO = {"gpu": "0", "uuid": snapshots.uuid(0)}
+WHO = {"gpu": "0", "uuid": soundhost.uuid(0)}
 
 
 def with_reading(reading: GpuReading, *, base: Snapshot | None = None) -> Snapshot:
     base = base or snapshots.good_night(1)
-    return replace(base, gpus=replace(base.gpus, readings={snapshots.uuid(0): reading}))
+    return replace(base, gpus=replace(base.gpus, readings={soundhost.uuid(0): reading}))
 
 
 def with_processes(*processes: GpuProcess, pids: GpuPids | None, has_container: bool = True) -> Scraped:
@@ -26,9 +27,9 @@ def with_processes(*processes: GpuProcess, pids: GpuPids | None, has_container: 
     base = replace(
         base,
         host=replace(base.host, slots=(slot,)),
-        evidence={0: replace(snapshots.evidence(0), gpu_pids=pids)} if has_container else {},
+        evidence={0: replace(soundhost.evidence(0), gpu_pids=pids)} if has_container else {},
     )
-    return Scraped(with_reading(replace(snapshots.reading(0), processes=processes), base=base))
+    return Scraped(with_reading(replace(soundhost.reading(0), processes=processes), base=base))
 
 
 def owners(scraped: Scraped) -> dict[str, tuple[float, float | None]]:
@@ -61,7 +62,7 @@ def test_on_the_gpu_of_a_slot_without_a_container_everybody_is_foreign() -> None
 
 def test_what_was_seen_of_the_container_before_says_nothing_of_the_one_of_now() -> None:
     base = snapshots.good_night(1)
-    old = replace(snapshots.evidence(0), container_id="old")
+    old = replace(soundhost.evidence(0), container_id="old")
 
     assert owners(Scraped(replace(base, evidence={0: old}))) == {}
 
@@ -74,14 +75,14 @@ def test_every_interval_tells_when_it_was_read() -> None:
     scraped = Scraped(snapshots.good_night(1))
 
     assert scraped.values("gpu_last_collect_timestamp_seconds", "interval") == {
-        "1s": snapshots.NOW.wall_s - 0.5,
-        "10s": snapshots.NOW.wall_s - 4.5,
-        "30s": snapshots.NOW.wall_s - 20.5,
+        "1s": soundhost.NOW.wall_s - 0.5,
+        "10s": soundhost.NOW.wall_s - 4.5,
+        "30s": soundhost.NOW.wall_s - 20.5,
     }
 
 
 def test_each_reason_that_holds_the_clocks_down_is_told() -> None:
-    scraped = Scraped(with_reading(replace(snapshots.reading(0), clock_event_reasons=0x1 | 0x40 | 0x100 | 0x8000)))
+    scraped = Scraped(with_reading(replace(soundhost.reading(0), clock_event_reasons=0x1 | 0x40 | 0x100 | 0x8000)))
     active = scraped.values("gpu_clock_event_active", "reason")
 
     assert len(active) == 9

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import snapshots
+import soundhost
 from scraped import Scraped
 
 from appliance_agent.evidence import Running
@@ -19,7 +20,7 @@ def shown(**known: Any) -> dict[str, float]:
     """By metric and model."""
     base = snapshots.good_night(1)
     plain = {"model_bytes": 0, "vram_bytes": 0, "context_tokens": 0}
-    scraped = Scraped(replace(base, evidence={0: replace(snapshots.evidence(0), **{**plain, **known})}))
+    scraped = Scraped(replace(base, evidence={0: replace(soundhost.evidence(0), **{**plain, **known})}))
     rows = ((name, dict(labels), value) for (name, labels), value in scraped.series().items())
     start = "appliance_model_"
     return {
@@ -48,7 +49,7 @@ def shown(**known: Any) -> dict[str, float]:
     ],
 )
 def test_a_model_has_the_series_that_are_known(known: dict[str, Any], rows: dict[str, float]) -> None:
-    assert shown(**known) == {key.replace("own", snapshots.MODEL): value for key, value in rows.items()}
+    assert shown(**known) == {key.replace("own", soundhost.MODEL): value for key, value in rows.items()}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_our_own_request_is_not_among_those_that_are_computed(
     running: int | None, canary: Running | None, shown_running: int | None
 ) -> None:
     base = snapshots.good_night(1)
-    evidence = replace(snapshots.evidence(0), running=running, canary=canary)
+    evidence = replace(soundhost.evidence(0), running=running, canary=canary)
 
     assert Scraped(replace(base, evidence={0: evidence})).value("requests_running", gpu="0") == shown_running
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import snapshots
+import soundhost
 from scraped import Scraped, with_probes
 
 from appliance_agent import catalogue, catalogue_gpu, catalogue_slots
@@ -28,35 +29,35 @@ def test_before_the_first_tick_only_the_process_is_known() -> None:
 
 def test_what_a_card_does_not_support_is_absent_and_never_zero() -> None:
     base = snapshots.good_night(1)
-    bare = GpuReading(at_s=snapshots.NOW.mono_s)
-    scraped = Scraped(replace(base, gpus=replace(base.gpus, readings={snapshots.uuid(0): bare})))
+    bare = GpuReading(at_s=soundhost.NOW.mono_s)
+    scraped = Scraped(replace(base, gpus=replace(base.gpus, readings={soundhost.uuid(0): bare})))
 
     names = {name.removeprefix("appliance_") for name, _ in scraped.series() if name.startswith("appliance_gpu_")}
 
     assert names == {"gpu_info", "gpu_up", "gpu_last_collect_timestamp_seconds", "gpu_xid_errors_total"}
-    assert scraped.value("gpu_up", gpu="0", uuid=snapshots.uuid(0)) == 1
+    assert scraped.value("gpu_up", gpu="0", uuid=soundhost.uuid(0)) == 1
 
 
 @pytest.mark.parametrize(
     "reading",
     [
-        GpuReading(at_s=snapshots.NOW.mono_s, lost=True, power_w=300.0),
-        GpuReading(at_s=snapshots.NOW.mono_s, reset_required=True, power_w=300.0),
-        GpuReading(at_s=snapshots.NOW.mono_s, error="unknown error", power_w=300.0),
-        GpuReading(at_s=snapshots.NOW.mono_s - 11, power_w=300.0),
+        GpuReading(at_s=soundhost.NOW.mono_s, lost=True, power_w=300.0),
+        GpuReading(at_s=soundhost.NOW.mono_s, reset_required=True, power_w=300.0),
+        GpuReading(at_s=soundhost.NOW.mono_s, error="unknown error", power_w=300.0),
+        GpuReading(at_s=soundhost.NOW.mono_s - 11, power_w=300.0),
     ],
     ids=["lost", "wants a reset", "error", "old"],
 )
 def test_a_gpu_that_is_not_sound_is_down_and_has_no_readings(reading: GpuReading) -> None:
     base = snapshots.good_night(1)
-    scraped = Scraped(replace(base, gpus=replace(base.gpus, readings={snapshots.uuid(0): reading})))
-    who = {"gpu": "0", "uuid": snapshots.uuid(0)}
+    scraped = Scraped(replace(base, gpus=replace(base.gpus, readings={soundhost.uuid(0): reading})))
+    who = {"gpu": "0", "uuid": soundhost.uuid(0)}
 
     assert scraped.value("gpu_up", **who) == 0
     assert scraped.value("gpu_power_watts", **who) is None
     assert (
         scraped.value("gpu_last_collect_timestamp_seconds", interval="1s", **who)
-        == snapshots.BOOT_WALL_S + reading.at_s
+        == soundhost.BOOT_WALL_S + reading.at_s
     )
 
 
@@ -75,11 +76,11 @@ def test_a_host_that_wants_no_gpu_says_nothing_of_nvml() -> None:
 
 def test_a_card_that_is_gone_from_the_bus_keeps_its_slot_and_its_uuid() -> None:
     base = snapshots.good_night(2)
-    gone = replace(base.gpus, gpus=base.gpus.gpus[1:], readings={snapshots.uuid(1): snapshots.reading(1)})
+    gone = replace(base.gpus, gpus=base.gpus.gpus[1:], readings={soundhost.uuid(1): soundhost.reading(1)})
 
     scraped = Scraped(replace(base, gpus=gone))
 
-    assert scraped.values("gpu_up", "uuid") == {snapshots.uuid(0): 0, snapshots.uuid(1): 1}
+    assert scraped.values("gpu_up", "uuid") == {soundhost.uuid(0): 0, soundhost.uuid(1): 1}
     assert scraped.values("gpu_power_watts", "gpu") == {"1": 301.5}
 
 
@@ -106,6 +107,16 @@ def test_a_slot_is_in_one_state() -> None:
     }  # fmt: skip
 
 
+def test_in_a_rolling_change_each_slot_shows_the_release_that_it_runs() -> None:
+    series = Scraped(snapshots.half_way()).series()
+
+    infos = [dict(labels) for name, labels in series if name == "appliance_backend_info"]
+    assert {info["gpu"]: (info["image"], info["model"]) for info in infos} == {
+        "0": (f"{soundhost.IMAGE}-v2", soundhost.MODEL),
+        "1": (soundhost.IMAGE, soundhost.MODEL),
+    }
+
+
 def test_series_that_will_count_are_there_from_the_first_scrape() -> None:
     """Or else `increase()` does not see the first event."""
     text = Scraped(snapshots.good_night(1)).text()
@@ -117,7 +128,7 @@ def test_series_that_will_count_are_there_from_the_first_scrape() -> None:
     for outcome in set(Outcome) - {Outcome.OK}:
         assert f'appliance_probe_failures_total{{gpu="0",reason="{outcome.value}"}} 0\n' in text
     for label in catalogue_gpu.XID_LABELS:
-        assert f'appliance_gpu_xid_errors_total{{gpu="0",uuid="{snapshots.uuid(0)}",xid="{label}"}} 0\n' in text
+        assert f'appliance_gpu_xid_errors_total{{gpu="0",uuid="{soundhost.uuid(0)}",xid="{label}"}} 0\n' in text
     assert 'appliance_probe_attempts_total{gpu="0"} 0\n' in text
     assert 'appliance_probe_time_to_first_token_seconds_count{gpu="0"} 0\n' in text
     assert "appliance_probe_success{" not in text
@@ -129,8 +140,8 @@ def test_probes_are_counted_with_their_outcome_and_times() -> None:
     assert {slot for slot, count in scraped.values("probe_attempts_total", "gpu").items() if count} == {"0", "1", "2"}
     assert scraped.values("probe_success", "gpu") == {"0": 1, "1": 1, "2": 0}
     assert scraped.values("probe_last_success_timestamp_seconds", "gpu") == {
-        "0": snapshots.NOW.wall_s - 4,
-        "1": snapshots.NOW.wall_s - 4,
+        "0": soundhost.NOW.wall_s - 4,
+        "1": soundhost.NOW.wall_s - 4,
     }
     assert scraped.value("probe_failures_total", gpu="2", reason="timeout") == 1
     assert scraped.value("probe_generated_tokens_total", gpu="0") == 8
@@ -160,9 +171,9 @@ def test_of_a_mig_device_memory_and_activity_are_its_own_and_power_is_the_cards(
     assert scraped.values("gpu_memory_total_bytes", "gpu") == {"0": 40 * 1024**3, "1": 40 * 1024**3}
     assert scraped.values("gpu_dram_active_ratio", "gpu") == {"0": 0.5, "1": 0.5}
     assert scraped.values("gpu_power_watts", "gpu") == {"": 300.5}
-    assert scraped.values("gpu_power_watts", "uuid") == {snapshots.uuid(0): 300.5}
+    assert scraped.values("gpu_power_watts", "uuid") == {soundhost.uuid(0): 300.5}
     assert scraped.values("gpu_up", "gpu") == {"": 1, "0": 1, "1": 1}
-    assert scraped.values("gpu_info", "parent_uuid") == {snapshots.uuid(0): 1, "": 1}
+    assert scraped.values("gpu_info", "parent_uuid") == {soundhost.uuid(0): 1, "": 1}
     assert [
         scraped.value("gpu_xid_errors_total", gpu=gpu, uuid=f"MIG-0000000{gpu}-5a1e-4c0f-9d3b-0123456789ab", xid="79")
         for gpu in ("0", "1")
@@ -178,7 +189,7 @@ def test_a_reload_that_failed_is_told_and_the_time_of_the_good_one_stays() -> No
 
 
 def xid(number: int, code: int = 79, index: int = 0) -> Xid:
-    return Xid(snapshots.uuid(index), code, float(number))
+    return Xid(soundhost.uuid(index), code, float(number))
 
 
 def test_xids_go_on_counting_when_the_snapshot_forgets_the_old_ones() -> None:
@@ -187,7 +198,7 @@ def test_xids_go_on_counting_when_the_snapshot_forgets_the_old_ones() -> None:
         tally = tally.after(seen[max(end - 200, 0) : end])
     tally = tally.after(seen[-200:])
 
-    assert tally.counts == {(snapshots.uuid(0), "79"): 1000}
+    assert tally.counts == {(soundhost.uuid(0), "79"): 1000}
     assert tally.after(seen[-200:]) is tally
     assert XidTally().after(()) == XidTally()
 
@@ -196,17 +207,17 @@ def test_two_xids_of_the_same_moment_are_two() -> None:
     tally = XidTally().after((xid(1, 48), xid(1, 63), xid(1, 63, 1)))
 
     assert tally.counts == {
-        (snapshots.uuid(0), "48"): 1,
-        (snapshots.uuid(0), "other"): 1,
-        (snapshots.uuid(1), "other"): 1,
+        (soundhost.uuid(0), "48"): 1,
+        (soundhost.uuid(0), "other"): 1,
+        (soundhost.uuid(1), "other"): 1,
     }
 
 
 def test_an_xid_is_counted_once_however_often_it_is_scraped() -> None:
     scraped = with_probes()
     first, again = (scraped.values("gpu_xid_errors_total", "xid") for _ in range(2))
-    who = {"gpu": "3", "uuid": snapshots.uuid(3), "xid": "79"}
+    who = {"gpu": "3", "uuid": soundhost.uuid(3), "xid": "79"}
 
     assert first == again
     assert scraped.value("gpu_xid_errors_total", **who) == 1
-    assert scraped.value("gpu_xid_last_timestamp_seconds", **who) == snapshots.NOW.wall_s - 312
+    assert scraped.value("gpu_xid_last_timestamp_seconds", **who) == soundhost.NOW.wall_s - 312

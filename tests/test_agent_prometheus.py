@@ -15,6 +15,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 import snapshots
+import soundhost
 from authority import make_authority, make_client
 from engines import wait_until
 from webclient import current
@@ -113,7 +114,7 @@ def test_prometheus_finds_the_agent_and_sees_its_slots(front: Front, prometheus:
 
 def test_what_changes_between_two_scrapes_is_counted(front: Front, prometheus: Prometheus) -> None:
     wait_until(lambda: bool(prometheus.ask("up == 1")), timeout_s=60, what="a scrape that succeeded")
-    front.events.canary(7, snapshots.canary())
+    front.events.canary(7, soundhost.canary())
     front.publish(replace(snapshots.bad_night(), ticks=int(time.monotonic())))
 
     wait_until(

@@ -10,6 +10,7 @@ from functools import cache
 
 import pytest
 import snapshots
+import soundhost
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
@@ -165,9 +166,11 @@ ODD = some.text(alphabet=some.characters(codec="utf-8"), max_size=40)
 
 def named(base: Snapshot, image: str, model: str, card: str, path: str) -> Snapshot:
     """The same host, with these names wherever a name comes from elsewhere."""
-    release = replace(snapshots.release(image=image), model=model)
+    release = replace(soundhost.release(image=image), model=model)
     gpus = tuple(replace(gpu, name=card, pci_bus_id=path) for gpu in base.gpus.gpus)
-    containers = tuple(replace(seen, release_hash=release.hash, image_id=path) for seen in base.engine.containers)
+    containers = tuple(
+        replace(seen, release_hash=release.hash, release=release, image_id=path) for seen in base.engine.containers
+    )
     return replace(
         base,
         version=path,

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import snapshots
+import soundhost
 from click.testing import CliRunner
 
 from appliance_agent.cli_status import status as status_command
@@ -61,6 +62,15 @@ def test_times_are_utc_and_unknown_values_are_null() -> None:
     assert status["driver"] == {"up": False, "because": "NVML was not asked yet", "version": None, "cuda_version": None}
 
 
+def test_in_a_rolling_change_each_slot_shows_the_release_that_it_runs() -> None:
+    slots = status_of(snapshots.half_way()).slots
+
+    assert [(slot.image, slot.model) for slot in slots] == [
+        (f"{soundhost.IMAGE}-v2", soundhost.MODEL),
+        (soundhost.IMAGE, soundhost.MODEL),
+    ]
+
+
 def test_a_key_of_a_newer_agent_is_ignored_and_a_null_may_be_absent() -> None:
     values = json.loads(render(snapshots.bad_night()))
     values["new"] = values["slots"][0]["new"] = {"a": 1}
@@ -100,8 +110,8 @@ def test_a_slot_with_a_wrong_value_is_told_with_its_place(key: str) -> None:
 
 def test_a_number_that_is_none_is_null() -> None:
     base = snapshots.good_night(1)
-    reading = replace(snapshots.reading(0), power_w=float("nan"), temperature_c=float("inf"))
-    broken = replace(base, gpus=replace(base.gpus, readings={snapshots.uuid(0): reading}))
+    reading = replace(soundhost.reading(0), power_w=float("nan"), temperature_c=float("inf"))
+    broken = replace(base, gpus=replace(base.gpus, readings={soundhost.uuid(0): reading}))
 
     gpu = json.loads(render(broken))["slots"][0]["gpus"][0]
 

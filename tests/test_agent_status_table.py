@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import snapshots
+import soundhost
 from hypothesis import given
 from hypothesis import strategies as some
 
@@ -193,7 +194,7 @@ def test_texts_of_containers_cannot_write_to_the_terminal() -> None:
     evil = "\x1b]0;owned\x07\x1b[2J\r\nfake row\u202e\u200b\x9b31m"
     base = snapshots.bad_night()
     slots = tuple(replace(slot, because=evil, plan=replace(slot.plan, name=evil)) for slot in base.host.slots)
-    entry = Entry(snapshots.NOW.wall_s, 0, (), evil, evil, evil)
+    entry = Entry(soundhost.NOW.wall_s, 0, (), evil, evil, evil)
     text = shown(replace(base, host=replace(base.host, slots=slots, history=(entry,)), problems=(evil,)), Window(120))
 
     assert [character for character in text if not character.isprintable() and character != "\n"] == []

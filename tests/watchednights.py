@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 
 import snapshots
+import soundhost
 
 from appliance_agent.generated import Generated
 from appliance_agent.slots import Cause, Quarantine
@@ -23,7 +24,7 @@ def sixteen() -> Snapshot:
     """All is well, but for the last slots."""
     base = snapshots.good_night(16)
     slots = list(base.host.slots)
-    since_s = snapshots.NOW.mono_s - 60
+    since_s = soundhost.NOW.mono_s - 60
     slots[14] = replace(slots[14], state=State.LOADING, since_s=since_s, because="no token for 9 s")
     slots[15] = replace(
         slots[15], state=State.QUARANTINED, since_s=since_s,

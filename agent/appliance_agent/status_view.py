@@ -58,9 +58,11 @@ def status_of(snapshot: Snapshot, generated: Mapping[int, Generated] = MappingPr
 
 
 def release_of(snapshot: Snapshot, container: ContainerSeen | None) -> Release | None:
-    """What the container was made from, if the agent still knows that release; without a container, what is wanted."""
+    """What the container was made from, by its own label or as the agent knows it; without one, what is wanted."""
     if container is None:
         return snapshot.host.wanted
+    if container.release is not None:
+        return container.release
     for release in (snapshot.host.wanted, snapshot.host.good):
         if release and release.hash == container.release_hash:
             return release
