@@ -141,13 +141,39 @@ def test_obstacles_are_named_as_soon_as_they_matter(site: AgentSite) -> None:
     site.source.expect((plan, site.plan(1)))
     seen = site.until(lambda seen: len(seen.obstacles) == 2, "the obstacles")
     site.engine.run_cli("rm", "-f", plan.name, f"{prefix}-taker")
-    site.source.look()
     site.until(lambda seen: not seen.obstacles, "the way to be free")
 
     assert seen.obstacles == (
         Obstacle(0, plan.name, f"name {plan.name}"),
         Obstacle(1, f"{prefix}-taker", f"port {plan.port + 1}"),
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (("rm", "-f", "{prefix}-name"), ["port"]),
+        (("rename", "{prefix}-name", "{prefix}-other"), ["port"]),
+        (("kill", "{prefix}-port"), ["name"]),
+        (("rm", "-f", "{prefix}-port"), ["name"]),
+    ],
+    ids=lambda given: given[0],
+)
+def test_a_name_or_a_port_that_somebody_gives_back_is_seen_long_before_the_next_listing(
+    site: AgentSite, words: tuple[str, ...], left: list[str]
+) -> None:
+    prefix = site.config.container.name_prefix
+    plans = (replace(site.plan(), name=f"{prefix}-name"), site.plan(1))
+    site.engine.run_cli("create", "--name", f"{prefix}-name", site.image_id)
+    published = f"127.0.0.1:{plans[1].port}:11434"
+    site.engine.run_cli("run", "-d", "--name", f"{prefix}-port", "-p", published, site.image_id)
+    site.source.expect(plans)
+    site.until(lambda seen: len(seen.obstacles) == 2, "the obstacles")
+
+    site.engine.run_cli(*(word.format(prefix=prefix) for word in words))
+    seen = site.until(lambda seen: len(seen.obstacles) == 1, "one to be gone", timeout_s=8)
+
+    assert [each.what.partition(" ")[0] for each in seen.obstacles] == left
 
 
 def test_our_own_containers_are_no_obstacles(site: AgentSite) -> None:

@@ -4,35 +4,44 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, cast
 from urllib.parse import quote
 
 from appliance_agent.cdi_files import cdi_names
 from appliance_agent.containers import ContainerSeen, EngineFacts, ImageSeen
 from appliance_agent.docker_door import DockerDoor
-from appliance_agent.engine_json import Json, absent_image, parse_container, parse_facts, parse_image
+from appliance_agent.engine_json import Json, absent_image, managed_by, parse_container, parse_facts, parse_image
 from appliance_agent.engine_socket import EngineError, EngineStream, Pong
 from appliance_agent.spec import LABEL_MANAGED
 
 # `kill` comes first when an engine stops: a good moment to see whether it still takes questions.
 _EVENTS: Final = ("create", "start", "kill", "oom", "die", "pause", "unpause", "rename", "destroy")
+_GIVES_WAY: Final = frozenset({"die", "rename", "destroy"})  # a port, a name
 _INSPECT_S: Final = 2.0  # while a container starts, the engine may hold a lock on it
 
 
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """Since events were last read."""
+
+    ours: tuple[str, ...]  # the ids of our containers with which something happened
+    gave_way: bool  # somebody else's container may have left a name or a port to us
+
+
 class EngineConnection:
-    def __init__(self, door: DockerDoor, stream: EngineStream, pong: Pong, filters: str, timeout_s: float) -> None:
+    def __init__(self, door: DockerDoor, stream: EngineStream, pong: Pong, prefix: str, timeout_s: float) -> None:
         self._door = door
         self._stream = stream
-        self._filters = filters
+        self._prefix = prefix
         self._timeout_s = timeout_s
         self._process = pong.process
 
     @classmethod
     def open(cls, path: str, pong: Pong, *, prefix: str, timeout_s: float) -> EngineConnection:
         """Events are listened to first, so that nothing is missed between them and a listing."""
-        label = [f"{LABEL_MANAGED}={prefix}"]
-        filters = json.dumps({"type": ["container"], "label": label, "event": _EVENTS})
+        filters = json.dumps({"type": ["container"], "event": _EVENTS})
         stream = EngineStream.open(
             path,
             "GET",
@@ -46,7 +55,7 @@ class EngineConnection:
         except BaseException:
             stream.close()
             raise
-        return cls(door, stream, pong, json.dumps({"label": label}), timeout_s)
+        return cls(door, stream, pong, prefix, timeout_s)
 
     def is_same_life(self, other: EngineConnection) -> bool:
         """Where the process cannot be seen, an engine whose events broke off counts as another one."""
@@ -57,12 +66,20 @@ class EngineConnection:
         """Can be read when there are events."""
         return self._stream.socket
 
-    def events(self) -> list[str]:
-        """The ids of containers with which something happened. Raises EngineAwayError when the engine ended."""
-        return [id_ for event in self._stream.read(timeout_s=0) if (id_ := _id(event))]
+    def events(self) -> Happened:
+        """Raises EngineAwayError when the engine ended."""
+        ours: list[str] = []
+        gave_way = False
+        for event in self._stream.read(timeout_s=0):
+            actor = cast("Json", event.get("Actor") or {})
+            if managed_by(actor.get("Attributes") or {}, self._prefix):
+                ours.append(str(actor["ID"]))
+            elif event.get("Action") in _GIVES_WAY:
+                gave_way = True
+        return Happened(tuple(ours), gave_way)
 
     def ours(self) -> Sequence[Json]:
-        return self._list(filters=self._filters)
+        return self._list(filters=json.dumps({"label": [f"{LABEL_MANAGED}={self._prefix}"]}))
 
     def everybodys(self) -> Sequence[Json]:
         return self._list()
@@ -108,8 +125,3 @@ def resolve(door: DockerDoor, reference: str) -> ImageSeen:
         if error.status == 404:
             return absent_image(reference)
         raise
-
-
-def _id(event: Mapping[str, Any]) -> str:
-    actor: Json = event.get("Actor") or {}
-    return str(actor.get("ID") or "")

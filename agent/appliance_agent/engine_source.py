@@ -27,6 +27,7 @@ from appliance_agent.spec import SlotPlan
 
 _LIST_S: Final = 10.0
 _LIST_ALL_S: Final = 30.0
+_GIVEN_WAY_S: Final = 0.5  # an end is told before the listing shows it
 _IMAGE_S: Final = 60.0  # while it is not there
 _PING_S: Final = 5.0
 _AGAIN_S: Final = 0.3  # an engine that is away
@@ -184,7 +185,10 @@ class DockerSource:
 
     def _take_events(self, connection: EngineConnection) -> None:
         if _readable(connection.socket):
-            self._news |= dict.fromkeys(connection.events())
+            happened = connection.events()
+            self._news |= dict.fromkeys(happened.ours)
+            if happened.gave_way and self.seen().obstacles:
+                self._due["all"] = min(self._due["all"], self._clock() + _GIVEN_WAY_S)
 
     def _inspect_news(self, connection: EngineConnection) -> None:
         while self._news:
