@@ -146,6 +146,7 @@ class FakeGpu:
     pcie_receive_bytes: int | None = 2000
     pcie_bits: int = 64
     gpm: tuple[float, float, float] | None = (0.0, 0.0, 0.0)  # multiprocessors, tensor cores, memory; ratios
+    gpm_more: tuple[float, float, float] | None = None  # busy as a ratio, MiB a second from the card and to it
     nvlink: tuple[int, int, int, int, int] | None = (
         0,
         0,
@@ -176,6 +177,7 @@ class FakeGpu:
         yield from (f"{name} {round(value or 0)}" for name, value in self._numbers())
         yield from (f"sample {at_us} {percent}" for at_us, percent in self.samples or ())
         yield from _gpm(self.gpm or (0, 0, 0))
+        yield from _gpm_more(self.gpm_more)
         yield f"lost {int(self.lost)}"
         yield f"reset_required {int(self.reset_required)}"
         yield f"events {8 if self.reports_xids else 0}"
@@ -301,6 +303,14 @@ def _processes(processes: list[tuple[int, int | None]]) -> Iterator[str]:
 def _gpm(ratios: tuple[float, float, float]) -> Iterator[str]:
     for name, ratio in zip(("gpm_sm", "gpm_tensor", "gpm_dram"), ratios, strict=True):
         yield f"{name} {ratio * 10000:.0f}"
+
+
+def _gpm_more(rates: tuple[float, float, float] | None) -> Iterator[str]:
+    busy, sent, received = rates or (0, 0, 0)
+    yield f"gpm_more {int(rates is not None)}"
+    yield f"gpm_graphics {busy * 10000:.0f}"
+    yield f"gpm_transmit {sent * 100:.0f}"
+    yield f"gpm_receive {received * 100:.0f}"
 
 
 def _recovery(action: RecoveryAction | int | None) -> int:

@@ -120,7 +120,7 @@ def test_a_line_for_people_has_names_and_no_holes() -> None:
         b"\xff\xfe",
         Writer().render(snapshot(FULL)).replace(b"[100,", b"["),
         Writer().render(snapshot(FULL)).replace(b"[100,", b"[100,100,"),
-        Writer().render(snapshot(FULL)).replace(b",4,126", b",77,126"),
+        Writer().render(snapshot(FULL)).replace(b",4,119", b",77,119"),
         Writer().render(snapshot(FULL))[:-20],
         b'{"at":1,"up":true,"because":"","process":[1,2],"readings":{"GPU-a":[0,0,0,0]}}',
     ],

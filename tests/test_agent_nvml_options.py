@@ -23,6 +23,7 @@ def host(tmp_path: Path, nvml_library: Path) -> Iterator[GpuHost]:
     host.close()
 
 
+MIB = 1024 * 1024
 OF_THE_LOOK = {"at_s", "look_s", "tens_at_s", "thirties_at_s"}
 
 
@@ -42,6 +43,30 @@ def test_activity_is_told_from_each_pair_of_samples(host: GpuHost) -> None:
         host.until(lambda _: host.reading.dram_active_ratio == pytest.approx(0.8), "pairs of the new time")
 
         assert (host.reading.sm_active_ratio, host.reading.tensor_active_ratio) == (0.6, 0.3)
+
+
+def test_gpm_counts_busy_time_and_bytes_of_the_bus_where_it_can(host: GpuHost) -> None:
+    """Not the fields that wrap after 4 GiB, nor the samples, which cost the driver milliseconds."""
+    first = host.world.gpus[0]
+    first.gpm_more, first.samples = (0.5, 3.0, 200.0), None
+    host.change()
+    with host.watched():
+        host.until(lambda seen: seen.up and (host.reading.busy_s or 0) > 0.5, "half a second of two")
+        first.pcie_transmit_bytes = first.pcie_receive_bytes = 10**9
+        host.change()
+        received: list[int | None] = []
+
+        def passes(_: object) -> bool:
+            received.append(host.reading.pcie_receive_bytes)
+            return (received[-1] or 0) > 200 * MIB
+
+        host.until(passes, "a second of bytes")
+        reading = host.until_later().readings["GPU-aaaa"]
+
+    assert None not in received
+    assert reading.pcie_receive_bytes
+    assert reading.pcie_transmit_bytes
+    assert reading.pcie_receive_bytes / reading.pcie_transmit_bytes == pytest.approx(200 / 3, rel=1e-3)
 
 
 def test_a_mig_device_has_its_own_memory_and_activity_and_no_temperature_even_of_a_driver_that_tells_one(

@@ -34,7 +34,7 @@ UTILIZATION = gauge(
 BUSY = counter(
     "gpu_busy_seconds_total",
     "Time in which a kernel ran, added up from every sample of the driver, so that none is lost between two scrapes.",
-    "NVML samples, 1s", *GPU,
+    "GPM, or all samples of the driver, 10s", *GPU,
 )  # fmt: skip
 MEMORY_ACTIVITY = gauge(
     "gpu_memory_activity_ratio", "Share of the driver's last sample period in which memory was read or written.",
@@ -45,7 +45,7 @@ MEMORY_USED = gauge("gpu_memory_used_bytes", "Memory in use, without the driver'
 MEMORY_RESERVED = gauge("gpu_memory_reserved_bytes", "Memory that driver and firmware keep.", "NVML, 1s", *GPU)
 TEMPERATURE = gauge("gpu_temperature_celsius", "Temperature by sensor: core, memory.", "NVML, 1s", *GPU, "sensor")
 THERMAL_MARGIN = gauge(
-    "gpu_thermal_margin_celsius", "How much warmer it may get before the nearest slowdown threshold.", "NVML, 1s", *GPU
+    "gpu_thermal_margin_celsius", "How much warmer it may get before the nearest slowdown threshold.", "NVML, 10s", *GPU
 )
 POWER = gauge("gpu_power_watts", "Power draw, a mean over the last second.", "NVML, 1s", *GPU)
 POWER_LIMIT = gauge("gpu_power_limit_watts", "Power limit in force.", "NVML, 10s", *GPU)
@@ -57,7 +57,7 @@ CLOCK_EVENT = gauge(
 )
 CLOCK_EVENT_SECONDS = counter(
     "gpu_clock_event_seconds_total", "Time for which clocks were held down, by reason; misses no short event.",
-    "NVML fields 74, 76, 269 (older drivers: 75), 270 and 271, 1s", *GPU, "reason",
+    "NVML fields 74, 76, 269 (older drivers: 75), 270 and 271, 10s", *GPU, "reason",
 )  # fmt: skip
 PERFORMANCE_STATE = gauge("gpu_performance_state", "P-state: 0 is the fastest, 15 the slowest.", "NVML, 1s", *GPU)
 ECC = counter(
@@ -103,10 +103,16 @@ PCIE_LANES = gauge("gpu_pcie_link_lanes", "PCIe lanes now.", "NVML, 10s", *GPU)
 PCIE_LANES_MAX = gauge("gpu_pcie_link_lanes_max", "Most PCIe lanes of card and slot.", "NVML, once", *GPU)
 PCIE_REPLAYS = counter("gpu_pcie_replays_total", "PCIe packets that had to be sent again.", "NVML, 10s", *GPU)
 PCIE_TRANSMIT = counter(
-    "gpu_pcie_transmit_bytes_total", "Bytes from GPU to host since the NVML process began.", "NVML field 197, 1s", *GPU
+    "gpu_pcie_transmit_bytes_total",
+    "Bytes from GPU to host since the NVML process began.",
+    "GPM, 10s, or NVML field 197, 1s",
+    *GPU,
 )
 PCIE_RECEIVE = counter(
-    "gpu_pcie_receive_bytes_total", "Bytes from host to GPU since the NVML process began.", "NVML field 198, 1s", *GPU
+    "gpu_pcie_receive_bytes_total",
+    "Bytes from host to GPU since the NVML process began.",
+    "GPM, 10s, or NVML field 198, 1s",
+    *GPU,
 )
 PROCESSES = gauge(
     "gpu_processes", "Compute processes: backend is the slot's container, foreign anybody else.",
@@ -116,7 +122,7 @@ PROCESS_MEMORY = gauge(
     "gpu_process_memory_bytes", "Memory of the GPU that compute processes hold, by owner.", "NVML, 1s", *GPU, "owner"
 )
 PERSISTENCE = gauge("gpu_persistence_enabled", "Whether persistence mode is on.", "NVML, 10s", *GPU)
-MIG = gauge("gpu_mig_enabled", "Whether MIG mode is on.", "NVML, 1s", *GPU)
+MIG = gauge("gpu_mig_enabled", "Whether MIG mode is on.", "NVML, 10s", *GPU)
 SM_ACTIVE = gauge(
     "gpu_sm_active_ratio", "Share of multiprocessors with work (GPM, Hopper and newer).", "GPM, 10s", *GPU
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _GAP_US: Final = 2_500_000  # the driver samples every sixth of a second to every second
-_SILENT: Final = 10  # so many looks without a sample: its clock was set back
+_SILENT: Final = 3  # so many looks without a sample: its clock was set back
 _PCIE_BYTES_PER_S: Final = 512e9  # more than any link of today and tomorrow
 
 
@@ -34,6 +34,10 @@ class Busy:
         if seen_us > self.seen_us:
             return Busy(self.seconds + busy / 100e6, seen_us)
         return self.quiet()
+
+    def told(self, ratio: float, span_s: float) -> Busy:
+        """By somebody who has measured it: no sample of that time counts as well."""
+        return Busy(self.seconds + ratio * span_s)
 
     def quiet(self) -> Busy:
         if self.silent + 1 >= _SILENT:

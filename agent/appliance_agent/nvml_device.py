@@ -93,6 +93,7 @@ class Device:
             self._due_s = 0.0
             return GpuReading(now_s, gone.is_lost, not gone.is_lost, failed_calls=self.meters.failed_calls)
         if len(due) > 1:
+            self._leave_to_gpm(fresh)
             self._keep(fresh, due[1:], now_s, pace)
         return self._reading(fresh[Interval.SECOND], now_s, began_s)
 
@@ -100,6 +101,13 @@ class Device:
         if now_s < self._due_s:
             return _FAST
         return (*_FAST, *(interval for interval in _SLOW if now_s >= self._next_s.get(interval, 0.0)))
+
+    def _leave_to_gpm(self, fresh: Mapping[Interval, Values]) -> None:
+        """Fields that wrap after 4 GiB are not asked where GPM counts the same."""
+        for each in FIELDS:
+            if each.counts and each.key not in self.unsupported and each.gives in fresh.get(Interval.TENS, ()):
+                self.unsupported.add(each.key)
+                self._batches.clear()
 
     def _keep(self, fresh: Mapping[Interval, Values], due: Sequence[Interval], now_s: float, pace: Pace) -> None:
         """What was asked now and is asked seldom, until it is asked again."""
@@ -115,7 +123,7 @@ class Device:
         self._slowdown_c = self._slow.pop(SLOWDOWN, None)
 
     def _reading(self, fast: Values, now_s: float, began_s: float) -> GpuReading:
-        if self._slowdown_c and "thermal_margin_c" not in fast and "temperature_c" in fast:
+        if self._slowdown_c and "thermal_margin_c" not in self._slow and "temperature_c" in fast:
             fast["thermal_margin_c"] = self._slowdown_c - fast["temperature_c"]
         look_s = round(time.monotonic() - began_s, 6)
         return GpuReading(now_s, look_s=look_s, failed_calls=self.meters.failed_calls, **{**self._slow, **fast})

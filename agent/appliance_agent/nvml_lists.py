@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import time
 from typing import Any, Final
 
+from appliance_agent.gpu_meters import Bytes
 from appliance_agent.gpus import GpuProcess
 from appliance_agent.nvml_calls import (
     NOT_FOUND,
@@ -22,6 +24,7 @@ from appliance_agent.nvml_calls import (
     nvml,
 )
 
+_BUSY, _TRANSMIT, _RECEIVE = "busy_s", "pcie_transmit_bytes", "pcie_receive_bytes"
 _PROCESS: Final = struct.Struct("I4xQII")  # process, bytes of memory, GPU instance, compute instance
 _UNKNOWN_MEMORY: Final = 2**64 - 1
 _PROCESSES: Final = 64
@@ -30,6 +33,8 @@ _SAMPLES: Final = 256
 _UTILIZATION_SAMPLES: Final = 1
 _CAUSES: Final = (("correctable_retired_pages", 0), ("uncorrectable_retired_pages", 1))
 _GPM: Final = (("sm_active_ratio", 2), ("tensor_active_ratio", 5), ("dram_active_ratio", 10))
+_GPM_OF_CARD: Final = (*_GPM, (_BUSY, 1), (_TRANSMIT, 20), (_RECEIVE, 21))
+_MIB: Final = 1024 * 1024
 
 
 def processes(name: str) -> Call:
@@ -82,7 +87,7 @@ def busy_samples() -> Call:
                 return code
             told = memoryview(room[0])[: count.value * _SAMPLE.size] if code == SUCCESS else b""
             meters.busy = meters.busy.after(_SAMPLE.iter_unpack(told))
-            values["busy_s"] = round(meters.busy.seconds, 6)
+            values[_BUSY] = round(meters.busy.seconds, 6)
             return SUCCESS
 
         return ask
@@ -111,27 +116,27 @@ def retired_pages() -> Call:
 
 
 class _Gpm:
-    """Two samples of one GPU, each compared with the one before."""
+    """Two samples of one GPU, each compared with the one before: means over the time between, which nothing escapes."""
 
     def __init__(self, subject: Subject) -> None:
         self._samples: list[Any] = []
         self._subject = subject
         self._sample, self._result = function("nvmlGpmSampleGet"), function("nvmlGpmMetricsGet")
         self._mig_sample = function("nvmlGpmMigSampleGet") if subject.parent else None
-        self._has_first = False
+        self._metrics = _GPM if subject.parent else _GPM_OF_CARD
+        self._taken_s: float | None = None
+        self._pairs = 0
 
     def ask(self, values: Values) -> int:
         if not self._samples and (code := self._open()):
             return code
         before, after = self._samples
+        now_s = time.monotonic()
         if code := self._take(after):
-            self._has_first = False
+            self._taken_s = None
             return code
-        self._samples = [after, before]
-        if not self._has_first:
-            self._has_first = True
-            return SUCCESS
-        return self._compare(before, after, values)
+        self._samples, first_s, self._taken_s = [after, before], self._taken_s, now_s
+        return SUCCESS if first_s is None else self._compare(before, after, now_s - first_s, values)
 
     def _open(self) -> int:
         try:
@@ -148,19 +153,31 @@ class _Gpm:
             return self._mig_sample(self._subject.parent, self._subject.gpu_instance, sample)
         return self._sample(self._subject.handle, sample)
 
-    def _compare(self, before: Any, after: Any, values: Values) -> int:
+    def _compare(self, before: Any, after: Any, span_s: float, values: Values) -> int:
         asked = nvml.c_nvmlGpmMetricsGet_t()
         asked.version = nvml.NVML_GPM_METRICS_GET_VERSION
-        asked.numMetrics, asked.sample1, asked.sample2 = len(_GPM), before, after
-        wanted = [asked.metrics[place] for place in range(len(_GPM))]
-        for metric, (_, number) in zip(wanted, _GPM, strict=True):
+        asked.numMetrics, asked.sample1, asked.sample2 = len(self._metrics), before, after
+        wanted = [asked.metrics[place] for place in range(len(self._metrics))]
+        for metric, (_, number) in zip(wanted, self._metrics, strict=True):
             metric.metricId = number
         if code := self._result(ctypes.byref(asked)):
             return code
-        for metric, (gives, _) in zip(wanted, _GPM, strict=True):
+        self._pairs += 1
+        for metric, (gives, _) in zip(wanted, self._metrics, strict=True):
             if not metric.nvmlReturn:
-                values[gives] = round(metric.value / 100, 6)
+                values[gives] = self._told(gives, metric.value, span_s)
         return SUCCESS
+
+    def _told(self, gives: str, value: float, span_s: float) -> float:
+        meters = self._subject.meters
+        if gives == _BUSY:
+            meters.busy = meters.busy.told(value / 100, span_s)
+            return round(meters.busy.seconds, 6)
+        if gives in (_TRANSMIT, _RECEIVE):
+            moved = round(value * _MIB * span_s) if self._pairs > 1 else 0  # the fields have counted the first pair's
+            meters.pcie[gives] = Bytes(meters.pcie.get(gives, Bytes()).total + moved)
+            return meters.pcie[gives].total
+        return round(value / 100, 6)
 
     def __del__(self) -> None:
         for sample in self._samples:

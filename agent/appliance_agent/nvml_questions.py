@@ -112,17 +112,12 @@ def _reasons(name: str) -> Call:
 
 QUESTIONS: Final = (
     _vital(_SECOND, "utilization_ratio", structure("nvmlDeviceGetUtilizationRates", _Utilization, _store_utilization)),
-    _extra(_SECOND, "busy_s", busy_samples()),
     _vital(
         _SECOND, "memory_total_bytes",
         structure("nvmlDeviceGetMemoryInfo_v2", lambda: _MemoryV2(_MEMORY_V2), _store_memory_v2),
         structure("nvmlDeviceGetMemoryInfo", _Memory, _store_memory),
     ),
     _vital(_SECOND, "temperature_c", number("nvmlDeviceGetTemperature", "temperature_c", _CORE)),
-    _extra(
-        _SECOND, "thermal_margin_c",
-        structure("nvmlDeviceGetMarginTemperature", lambda: _Margin(_MARGIN_V1), _store_margin),
-    ),
     _vital(_SECOND, "power_w", number("nvmlDeviceGetPowerUsage", "power_w", read=_from_milli)),
     _vital(_SECOND, "sm_clock_hz", number("nvmlDeviceGetClockInfo", "sm_clock_hz", _SM, read=_from_mega)),
     _vital(_SECOND, "memory_clock_hz", number("nvmlDeviceGetClockInfo", "memory_clock_hz", _MEMORY, read=_from_mega)),
@@ -133,10 +128,6 @@ QUESTIONS: Final = (
     _extra(
         _SECOND, "performance_state",
         number("nvmlDeviceGetPerformanceState", "performance_state", read=_performance_state),
-    ),
-    _vital(
-        _SECOND, "mig_enabled",
-        numbers("nvmlDeviceGetMigMode", {"mig_enabled": bool, "": None}),
     ),
     _vital(
         _SECOND, "processes",
@@ -152,6 +143,12 @@ QUESTIONS: Final = (
     _extra(_TENS, "pcie_replays", number("nvmlDeviceGetPcieReplayCounter", "pcie_replays")),
     _vital(_TENS, "persistence", number("nvmlDeviceGetPersistenceMode", "persistence", read=bool)),
     _extra(_TENS, "sm_active_ratio", gpm()),
+    _extra(_TENS, "busy_s", busy_samples()),  # of which the driver keeps those of 14 s or more
+    _extra(
+        _TENS, "thermal_margin_c",
+        structure("nvmlDeviceGetMarginTemperature", lambda: _Margin(_MARGIN_V1), _store_margin),
+    ),
+    _vital(_TENS, "mig_enabled", numbers("nvmlDeviceGetMigMode", {"mig_enabled": bool, "": None})),
     _vital(
         _THIRTIES, "energy_j",
         number("nvmlDeviceGetTotalEnergyConsumption", "energy_j", kind=ctypes.c_ulonglong, read=_from_milli),

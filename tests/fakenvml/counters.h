@@ -58,7 +58,7 @@ int nvmlDeviceGetSamples(char *handle, int kind, number after, int *type, unsign
     return leave(!*count ? NOT_FOUND : list && *count > room ? TOO_SMALL : SUCCESS);
 }
 
-struct gpm_sample { char uuid[TEXT]; number taken, sm, tensor, dram; };
+struct gpm_sample { char uuid[TEXT]; number taken, sm, tensor, dram, more, graphics, transmit, receive; };
 struct gpm_metric { unsigned id; int result; double value; char *info[3]; };
 struct gpm_result { unsigned version, count; struct gpm_sample *first, *second; struct gpm_metric metrics[]; };
 struct gpm_support { unsigned version, is_supported; };
@@ -73,7 +73,8 @@ int nvmlGpmSampleAlloc(struct gpm_sample **sample) { *sample = calloc(1, sizeof 
 int nvmlGpmSampleFree(struct gpm_sample *sample) { free(sample); return SUCCESS; }
 
 static int take(struct device *device, struct gpm_sample *sample) {
-    struct gpm_sample taken = {"", ++gpm_taken, device->values[V_gpm_sm], device->values[V_gpm_tensor], device->values[V_gpm_dram]};
+    struct gpm_sample taken = {"", ++gpm_taken, device->values[V_gpm_sm], device->values[V_gpm_tensor], device->values[V_gpm_dram],
+        device->values[V_gpm_more], device->values[V_gpm_graphics], device->values[V_gpm_transmit], device->values[V_gpm_receive]};
     memcpy(taken.uuid, device->uuid, TEXT);
     *sample = taken;
     return SUCCESS;
@@ -91,15 +92,27 @@ int nvmlGpmMigSampleGet(char *handle, unsigned gpu_instance, struct gpm_sample *
     return leave(INVALID);
 }
 
-/* Here a metric is the mean of both samples, in hundredths of a percent. */
+static number gpm_sum(struct gpm_sample *first, struct gpm_sample *second, unsigned id) {
+    switch (id) {
+        case 1: return first->graphics + second->graphics;
+        case 2: return first->sm + second->sm;
+        case 5: return first->tensor + second->tensor;
+        case 10: return first->dram + second->dram;
+        case 20: return first->transmit + second->transmit;
+        default: return first->receive + second->receive;
+    }
+}
+
+/* Here a metric is the mean of both samples, in hundredths of a percent or of a MiB a second. */
 int nvmlGpmMetricsGet(struct gpm_result *result) {
     HOST("nvmlGpmMetricsGet");
     struct gpm_sample *first = result->first, *second = result->second;
     if (result->version != 1 || !first->taken || first->taken >= second->taken || strcmp(first->uuid, second->uuid)) return leave(INVALID);
     for (unsigned i = 0; i < result->count; i++) {
         struct gpm_metric *metric = &result->metrics[i];
-        metric->result = metric->id == 2 || metric->id == 5 || metric->id == 10 ? SUCCESS : NOT_SUPPORTED;
-        metric->value = (metric->id == 2 ? first->sm + second->sm : metric->id == 5 ? first->tensor + second->tensor : first->dram + second->dram) / 200.0;
+        int is_more = metric->id == 1 || metric->id == 20 || metric->id == 21;
+        metric->result = metric->id == 2 || metric->id == 5 || metric->id == 10 || (is_more && second->more) ? SUCCESS : NOT_SUPPORTED;
+        metric->value = gpm_sum(first, second, metric->id) / 200.0;
     }
     return leave(SUCCESS);
 }
