@@ -167,8 +167,15 @@ def test_the_table_has_one_line_for_each_gpu(night: Night) -> None:
 
 
 def test_the_picture_has_something_in_every_panel(night: Night) -> None:
-    svg = drawn(night.prometheus.api, minutes=max((time.time() - night.began_s) / 60, 1))
-    shown = [element.text for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    shown = list[str | None]()
+
+    def full() -> bool:
+        svg = drawn(night.prometheus.api, minutes=max((time.time() - night.began_s) / 60, 1))
+        shown[:] = [element.text for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+        return "no data" not in shown
+
+    with contextlib.suppress(TimeoutError):
+        wait_until(full, timeout_s=45, what="what is asked of the driver every 10 s to have changed")
 
     assert {panel.title for panel in OVERVIEW.panels} <= set(shown)
     assert "no data" not in shown
