@@ -7,11 +7,12 @@ from typing import Final
 
 from appliance_agent import healing, rollout
 from appliance_agent.containers import ContainerSeen
+from appliance_agent.slot_verdict import verdict_of
 from appliance_agent.slot_view import View
 from appliance_agent.slots import Cause, Decision, Slot, updated
 from appliance_agent.spec import ContainerSpec
 from appliance_agent.states import SERVING, SICK, Action, Health, Reason, State
-from appliance_agent.verdict import Case, Verdict, judge
+from appliance_agent.verdict import Verdict
 
 _GRACE_S: Final = 5.0  # for what hangs anyway
 _IDLE_S: Final = 5.0
@@ -208,7 +209,7 @@ def _running(view: View, container: ContainerSeen) -> Step:
         slot = replace(slot, container_id=container.id, proven=False)
     if healing.is_slowed_down(slot, view.seen.gpus):
         slot = replace(slot, slowed_s=view.now.mono_s)
-    verdict = _verdict(view, slot)
+    verdict = verdict_of(view, slot)
     slot = rollout.learned(slot, container.release_hash, view.evidence)
     if slot is not view.slot:
         view = replace(view, slot=slot)
@@ -225,19 +226,6 @@ def _running(view: View, container: ContainerSeen) -> Step:
     if verdict.health is Health.SLOW and view.config.healing.restart_slow and not slot.failures:
         return _remove(replace(view, slot=slot), container, Reason.SLOW, verdict.because, failed=True, sick=True)
     return _proof(view, slot)
-
-
-def _verdict(view: View, slot: Slot) -> Verdict:
-    if view.evidence is None:
-        return Verdict(Health.UNKNOWN, "not watched yet")
-    case = Case(
-        view.evidence,
-        view.config.health,
-        view.now.mono_s,
-        trusted_since_s=view.seen.trusted_since_s,
-        pace=slot.pace,
-    )
-    return judge(case)
 
 
 def _proof(view: View, slot: Slot) -> Step:
@@ -282,9 +270,11 @@ def _drain(view: View, container: ContainerSeen, reason: Reason, because: str) -
 
 def _idle(view: View) -> bool:
     evidence, now_s = view.evidence, view.now.mono_s
-    if evidence is None or evidence.peers == 0:
+    if evidence is None:
+        return view.container is None or not view.container.running
+    if evidence.peers == 0:
         return True
-    moments = (evidence.flow_s, evidence.compute_s, evidence.answer_line_s)
+    moments = (evidence.watched_since_s, evidence.flow_s, evidence.compute_s, evidence.answer_line_s)
     return all(moment is None or now_s - moment > _IDLE_S for moment in moments)
 
 
