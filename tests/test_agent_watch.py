@@ -419,6 +419,7 @@ def test_a_target_that_is_dropped_is_left_alone_at_once(start: Start, scene: Sce
     server.misbehave("hang_before_first_token")
     scene.put(0, server)
     see(scene, waits, "a canary that waits")
+    wait_until(lambda: server.counts().get("chats") == 1, timeout_s=5, what="the server to have it")
     scene.drop(0)
     wait_until(lambda: 0 not in scene.source.evidence(), timeout_s=5, what="the target to go")
     wait_until(lambda: server.counts().get("clients_gone") == 1, timeout_s=5, what="the canary to end")
@@ -431,6 +432,7 @@ def test_the_end_does_not_wait_for_a_server_that_hangs(start: Start) -> None:
         server = start(STANDIN_FAULT="never_load")
         scene.put(0, server)
         see(scene, lambda evidence: evidence.load, "the load")
+        wait_until(lambda: server.counts().get("loads") == 1, timeout_s=5, what="the server to begin with it")
         ended_s = time.monotonic()
     wait_until(lambda: server.counts().get("clients_gone") == 1, timeout_s=5, what="the load to end")
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields
+from operator import attrgetter
 from typing import Any, Final, cast
 
 from appliance_agent.slots import Cause, Entry, Host, Now, Pace, Quarantine, Refused, Slot
@@ -16,6 +17,11 @@ from appliance_agent.states import Reason, State
 
 VERSION: Final = 1
 _ENTRIES: Final = 100
+_PASSING: Final = {  # sentences and moments
+    "because", "since_s", "pending_since_s", "hold_until_s", "slowed_s", "learned_s", "drain_since_s", "quarantine",
+}  # fmt: skip
+_LASTING: Final = attrgetter(*(field.name for field in fields(Slot) if field.name not in _PASSING))
+_OF_QUARANTINE: Final = attrgetter("cause", "since_s", "level")
 
 
 class MemoryError_(ValueError):  # noqa: N801, N818 - MemoryError is Python's own
@@ -57,19 +63,7 @@ def parse(text: str, now: Now) -> Host:
 
 def lasting(host: Host) -> object:
     """What is worth a write: equal as long as only sentences with counting seconds in them have changed."""
-    slots = tuple(
-        replace(
-            slot,
-            because="",
-            since_s=0.0,
-            pending_since_s=0.0,
-            hold_until_s=0.0,
-            slowed_s=0.0,
-            drain_since_s=None,
-            quarantine=slot.quarantine and replace(slot.quarantine, because="", until_s=0.0),
-        )
-        for slot in host.slots
-    )
+    slots = tuple((_LASTING(slot), slot.quarantine and _OF_QUARANTINE(slot.quarantine)) for slot in host.slots)
     return slots, host.good, host.refused, host.trial, host.history
 
 

@@ -107,6 +107,10 @@ def learned(slot: Slot, release_hash: str, evidence: Evidence | None) -> Slot:
     pace = slot.pace
     if pace and pace.release != release_hash:
         slot, pace = replace(slot, pace_before=pace, pace=None), None
+    last = evidence.last_canary if evidence else None
+    if last is None or last.started_s == slot.learned_s:
+        return slot
+    slot = replace(slot, learned_s=last.started_s)
     good = good_canaries(evidence, since_s=slot.slowed_s)
     rates = [canary.tokens_per_s for canary in good if canary.alone and canary.tokens_per_s]
     if not rates or (pace and pace.canaries >= _LEARNED_FROM and median(rates) <= pace.tokens_per_s * 1.1):

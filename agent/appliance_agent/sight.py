@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from appliance_agent.access_log import Access
 from appliance_agent.evidence import Evidence
@@ -45,25 +45,25 @@ class Sight:
         count_peers: bool,
         now_s: float,
     ) -> Evidence:
-        target = self._target
-        facts = gpu_facts(snapshot, target.gpus, self._belongs_still, now_s)
+        facts = gpu_facts(snapshot, self._target.gpus, self._belongs_still, now_s)
         self._own, self._listed = self._listed, set()
-        found = replace(
-            before,
-            on_gpu=facts.on_gpu,
-            on_gpu_since_s=before.on_gpu_since_s if facts.on_gpu is before.on_gpu else now_s,
-            gpu_memory_bytes=facts.memory_bytes,
-            gpu_pids=facts.pids,
-        )
-        if not self._is_visible():
-            return _computing(replace(found, peers=None), facts.utilization_ratio, None, now_s)
-        cores = self._cores(now_s) if facts.utilization_ratio is None else None
-        found = _computing(found, facts.utilization_ratio, cores, now_s)
-        if _is_waiting(found) and self._has_moved(facts):
-            found = replace(found, progress_s=now_s)
-        peers = self._peers() if count_peers else None
-        found = replace(found, peers=peers, peers_s=now_s if peers else found.peers_s)
-        return self._traffic(found, flow_bytes_per_s, now_s)
+        news: dict[str, Any] = {
+            "on_gpu": facts.on_gpu,
+            "on_gpu_since_s": before.on_gpu_since_s if facts.on_gpu is before.on_gpu else now_s,
+            "gpu_memory_bytes": facts.memory_bytes,
+            "gpu_pids": facts.pids,
+        }
+        cores = None
+        if visible := self._is_visible():
+            cores = self._cores(now_s) if facts.utilization_ratio is None else None
+            news |= self._traffic(flow_bytes_per_s, now_s)
+        news |= _computing(facts.utilization_ratio, cores, now_s)
+        if visible and _is_waiting(before) and self._has_moved(facts):
+            news["progress_s"] = now_s
+        news["peers"] = peers = self._peers() if visible and count_peers else None
+        if peers:
+            news["peers_s"] = now_s
+        return replace(before, **news)
 
     def leave_out(self, line: Access) -> None:
         self._flow.leave_out(line)
@@ -74,11 +74,11 @@ class Sight:
         lately = self._flow.bytes_lately()
         return lately is None or lately >= _ANSWER_BYTES
 
-    def _traffic(self, before: Evidence, flow_bytes_per_s: float, now_s: float) -> Evidence:
+    def _traffic(self, flow_bytes_per_s: float, now_s: float) -> dict[str, Any]:
         self._sample(now_s)
         rate = self._flow.rate()
         flows = rate is not None and rate >= flow_bytes_per_s
-        return replace(before, bytes_per_s=rate, flow_s=now_s if flows else before.flow_s)
+        return {"bytes_per_s": rate} | ({"flow_s": now_s} if flows else {})
 
     def _peers(self) -> int | None:
         """The kernel walks through the connections of the whole host for it, which takes milliseconds."""
@@ -135,8 +135,8 @@ def _is_waiting(evidence: Evidence) -> bool:
     return loading or not evidence.loaded or (evidence.canary is not None and not evidence.canary.pieces)
 
 
-def _computing(before: Evidence, utilization: float | None, cores: float | None, now_s: float) -> Evidence:
+def _computing(utilization: float | None, cores: float | None, now_s: float) -> dict[str, Any]:
     ratio = utilization if utilization is not None else cores
     least = _GPU_COMPUTES if utilization is not None else _CPU_COMPUTES
     computes = ratio is not None and ratio > least
-    return replace(before, compute_ratio=ratio, compute_s=now_s if computes else before.compute_s)
+    return {"compute_ratio": ratio} | ({"compute_s": now_s} if computes else {})

@@ -70,6 +70,7 @@ class Slot:
     seen_xid_s: float = 0.0  # the newest XID that was acted on
     pace: Pace | None = None  # of the release it runs
     pace_before: Pace | None = None  # of the good release before
+    learned_s: float = 0.0  # when the canary began that the pace was last learned from
     slowed_s: float = 0.0  # when its GPU was last slowed down by temperature or power: no pace of then counts
     drain_since_s: float | None = None
     host_wide: bool = False  # it is blocked by what would block every slot
