@@ -8,6 +8,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from http import HTTPStatus
 
 import pytest
@@ -69,6 +70,18 @@ def test_ready_means_that_some_slot_serves(front: Front) -> None:
 
     assert (before[0], before[2]) == (200, b"2 of 2 slots serving\n")
     assert get(front, "/-/ready")[0] == 503
+
+
+def test_the_newest_look_at_the_gpus_is_shown_before_the_loop_comes_to_it(front: Front) -> None:
+    night = current(snapshots.good_night())
+    newer = replace(night.gpus, at_s=night.gpus.at_s + 1, driver_version="999.1")
+    front.watch(lambda: newer)
+    front.publish(night)
+
+    assert b'driver_version="999.1"' in get(front, "/metrics")[2]
+    front.publish(current(replace(night, gpus=replace(newer, at_s=newer.at_s + 1, driver_version="999.2"))))
+
+    assert b'driver_version="999.2"' in get(front, "/metrics")[2]
 
 
 @pytest.mark.parametrize("path", ["/status", "/-/healthy", "/-/ready"])

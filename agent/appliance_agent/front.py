@@ -6,12 +6,14 @@ need neither certificate nor password. `ollama-agent status` asks there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from appliance_agent.config import MetricsConfig
 from appliance_agent.events import Events
 from appliance_agent.exposition import Exposition
+from appliance_agent.gpus import GpuSnapshot
 from appliance_agent.pages import Pages
 from appliance_agent.snapshot import Snapshot
 from appliance_agent.web import WebServer
@@ -27,6 +29,8 @@ class Front:
     def __init__(self, metrics: MetricsConfig, runtime_directory: str = "") -> None:
         self.events = Events()
         self._snapshot: Snapshot | None = None
+        self._gpus: Callable[[], GpuSnapshot] | None = None
+        self._shown: tuple[Snapshot, Snapshot] | None = None  # as it was published, and with newer GPUs
         pages = Pages(self.snapshot, Exposition(self.snapshot, self.events), self.events.traffic.generated)
         self._access = WebAccess(Path(metrics.web_config)) if metrics.web_config else None
         self._server = WebServer(TcpPlace(metrics.address, metrics.port), pages, self._access)
@@ -38,8 +42,18 @@ class Front:
     def port(self) -> int:
         return self._server.port
 
+    def watch(self, gpus: Callable[[], GpuSnapshot]) -> None:
+        """Where the newest look at the GPUs is: it is shown before the loop comes to it."""
+        self._gpus = gpus
+
     def snapshot(self) -> Snapshot | None:
-        return self._snapshot
+        published, gpus = self._snapshot, self._gpus() if self._gpus else None
+        if published is None or gpus is None or gpus.at_s <= published.gpus.at_s:
+            return published
+        shown = self._shown
+        if shown is None or shown[0] is not published or shown[1].gpus is not gpus:
+            shown = self._shown = (published, replace(published, gpus=gpus))
+        return shown[1]
 
     def publish(self, snapshot: Snapshot) -> None:
         problem = self._access.problem if self._access else ""

@@ -6,13 +6,14 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from appliance_agent.config import Config
 from appliance_agent.config_file import load
+from appliance_agent.evidence import Evidence
 from appliance_agent.journal import Journal
 from appliance_agent.notify import Notifier
 from appliance_agent.observe import News, observe, targets, watched_closely
@@ -25,6 +26,7 @@ from appliance_agent.states import SERVING, Action, State
 from appliance_image.errors import ApplianceError
 
 TICK_S: Final = 1.0
+CALM_S: Final = 2.0  # while all slots are well and nobody waits for an answer of theirs
 _PAUSE_S: Final = 5.0  # a tick that is so late means that nobody looked meanwhile
 _WATCHDOG_S: Final = 3.0
 _FIRST_LOOK_S: Final = 15.0  # how long the neighbours may take to say anything at all
@@ -75,6 +77,7 @@ class Loop:
         self._host = Host()
         self._trusted_s = self._ticked_s = 0.0
         self._watchdog_s = 0.0
+        self._rest_s = TICK_S  # until the next tick
         started = clock()
         self._snapshot = Snapshot(
             started,
@@ -138,13 +141,13 @@ class Loop:
 
     def _wait(self) -> None:
         """On a fixed grid, or earlier when there is news."""
-        left_s = self._ticked_s + TICK_S - self._clock().mono_s
+        left_s = self._ticked_s + self._rest_s - self._clock().mono_s
         if left_s > 0:
             self._wake.wait(left_s)
 
     def _tick(self) -> None:
         moment = self._clock()
-        late_s = moment.mono_s - self._ticked_s - TICK_S
+        late_s = moment.mono_s - self._ticked_s - self._rest_s
         if late_s > _PAUSE_S:
             self._trusted_s = moment.mono_s
             self._journal.warning(f"the agent itself stood still for {late_s:.0f} s: what it knew is not trusted")
@@ -165,6 +168,7 @@ class Loop:
         self._neighbours.engine.expect(observed.seen.plans)
         there = news.engine.containers
         self._neighbours.health.watch(targets(self._host, there), watched_closely(self._host, there))
+        self._rest_s = CALM_S if _is_calm(self._host, news.evidence.values()) else TICK_S
         self._announce(moment, news, problems, late_s)
 
     def _news(self) -> News:
@@ -251,6 +255,14 @@ def _newer(before: tuple[Entry, ...], after: tuple[Entry, ...]) -> list[Entry]:
             break
         newer.append(entry)
     return newer[::-1]
+
+
+def _is_calm(host: Host, evidence: Iterable[Evidence]) -> bool:
+    """A canary that may get no answer, a load and a change are looked at every second; what happens wakes the loop anyway."""
+    changes = host.down or host.pulling or host.trial is not None
+    well = all(slot.state is State.READY and slot.pending is None for slot in host.slots)
+    waits = any(each.canary or (each.load and each.load.ended_s is None) for each in evidence)
+    return well and not changes and not waits
 
 
 def _given_a_chance(host: Host, moment: Now, *, pull_due: bool) -> Host:

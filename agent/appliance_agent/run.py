@@ -115,6 +115,8 @@ class _Neighbourhood:
         self._gpus = gpus = GpuSwitch(wake)
         self._stack.callback(gpus.close)
         gpus.configure(config)
+        if self._front:
+            self._front.watch(gpus.snapshot)
         self._engine = DockerSource(config, wake).start()
         self._stack.callback(self._engine.close)
         events = self._front.events if self._front else None
