@@ -73,6 +73,7 @@ def test_shellcheck_finds_nothing() -> None:
 
 def test_codespell_finds_nothing() -> None:
     meant = "conections,temprature"  # typos of users, in the tests of what is said to them
-    words = [str(path.relative_to(ROOT)) for path in kept_files() if path.name != "uv.lock"]
+    cut_off = ROOT / "tests" / "recordings" / "agent"  # what a narrow window shows of a word
+    words = [str(path.relative_to(ROOT)) for path in kept_files() if path.name != "uv.lock" and path.parent != cut_off]
 
     must_be_clean(run("codespell", "--ignore-words-list", meant, *words))

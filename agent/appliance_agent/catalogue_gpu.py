@@ -122,7 +122,7 @@ PROCESS_MEMORY = gauge(
     "gpu_process_memory_bytes", "Memory of the GPU that compute processes hold, by owner.", "NVML, 1s", *GPU, "owner"
 )
 PERSISTENCE = gauge("gpu_persistence_enabled", "Whether persistence mode is on.", "NVML, 10s", *GPU)
-MIG = gauge("gpu_mig_enabled", "Whether MIG mode is on.", "NVML, 10s", *GPU)
+MIG = gauge("gpu_mig_enabled", "Whether MIG mode is on.", "NVML, 1s", *GPU)
 SM_ACTIVE = gauge(
     "gpu_sm_active_ratio", "Share of multiprocessors with work (GPM, Hopper and newer).", "GPM, 10s", *GPU
 )

@@ -87,6 +87,7 @@ class GpuReading:
     recovery_action: RecoveryAction | None = None
     pcie_transmit_bytes: int | None = None  # since the NVML process began
     pcie_receive_bytes: int | None = None
+    mig_enabled: bool | None = None
     processes: tuple[GpuProcess, ...] | None = None
     # every ten seconds
     tens_at_s: float | None = None
@@ -97,7 +98,6 @@ class GpuReading:
     sw_thermal_s: float | None = None
     hw_thermal_s: float | None = None
     hw_power_brake_s: float | None = None
-    mig_enabled: bool | None = None
     power_limit_w: float | None = None
     corrected_ecc_errors: int | None = None  # since the driver was loaded
     uncorrected_ecc_errors: int | None = None

@@ -129,6 +129,7 @@ QUESTIONS: Final = (
         _SECOND, "performance_state",
         number("nvmlDeviceGetPerformanceState", "performance_state", read=_performance_state),
     ),
+    _vital(_SECOND, "mig_enabled", numbers("nvmlDeviceGetMigMode", {"mig_enabled": bool, "": None})),
     _vital(
         _SECOND, "processes",
         processes("nvmlDeviceGetComputeRunningProcesses_v3"), processes("nvmlDeviceGetComputeRunningProcesses_v2"),
@@ -148,7 +149,6 @@ QUESTIONS: Final = (
         _TENS, "thermal_margin_c",
         structure("nvmlDeviceGetMarginTemperature", lambda: _Margin(_MARGIN_V1), _store_margin),
     ),
-    _vital(_TENS, "mig_enabled", numbers("nvmlDeviceGetMigMode", {"mig_enabled": bool, "": None})),
     _vital(
         _THIRTIES, "energy_j",
         number("nvmlDeviceGetTotalEnergyConsumption", "energy_j", kind=ctypes.c_ulonglong, read=_from_milli),

@@ -55,19 +55,19 @@ def _plain(value: object) -> object:
         case Mapping():
             return dict(cast(Mapping[str, object], value))
         case _ if is_dataclass(value):
-            return {name: _plain(getattr(value, name)) for name in _names(type(value))}
+            return {name: _plain(getattr(value, name)) for name in _names(cast(Any, type(value)))}
         case _:
             pass
     return value
 
 
 @cache
-def _names(kind: type) -> tuple[str, ...]:
+def _names(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind))
 
 
 @cache
-def _hints(kind: type) -> Mapping[str, Any]:
+def _hints(kind: Any) -> Mapping[str, Any]:
     return get_type_hints(kind)
 
 
@@ -76,7 +76,9 @@ def _read(kind: type[_T], value: object, path: str) -> _T:
     if not isinstance(value, dict):
         raise StatusError(f"{path}: should be an object", hint=_HINT)
     given = cast(dict[str, object], value)
-    return kind(**{name: _field(hint, given.get(name), f"{path}.{name}") for name, hint in _hints(kind).items()})
+    return kind(
+        **{name: _field(hint, given.get(name), f"{path}.{name}") for name, hint in _hints(cast(Any, kind)).items()}
+    )
 
 
 def _field(hint: Any, value: object, path: str) -> object:
