@@ -44,6 +44,7 @@ budget_window_s = 60
 proven_s = 20
 probation_s = 4
 [rollout]
+slower_ratio = 0.05
 canaries = 2
 parallel_loads = 8
 drain_s = 10
