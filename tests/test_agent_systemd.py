@@ -224,6 +224,7 @@ def test_a_start_gives_a_working_server_a_status_line_and_a_journal_that_tells_w
     assert created["BECAUSE"]
     assert created["PRIORITY"] == "5"
     assert created["SYSLOG_IDENTIFIER"] == "ollama-agent"
+    assert created["REASON"] == "start"
     assert created["_TRANSPORT"] == "journal"
 
 

@@ -160,7 +160,7 @@ class Loop:
         before = self._host
         self._host, decisions = reconcile(self._config, before, observed.seen, moment)
         problems = (*observed.problems, *filter(None, (self._store.save(self._host, moment),)))
-        self._tell(before)
+        self._tell(before, decisions)
         for decision in decisions:
             self._hand_out(decision)
         if self._host.trial != before.trial or self._host.refused != before.refused:
@@ -193,9 +193,10 @@ class Loop:
 
         threading.Thread(target=work, name=f"act-{decision.action.value}-{decision.slot}", daemon=True).start()
 
-    def _tell(self, before: Host) -> None:
+    def _tell(self, before: Host, decisions: Iterable[Decision]) -> None:
+        reasons = {(decision.slot, decision.action.value): decision.reason.value for decision in decisions}
         for entry in _newer(before.history, self._host.history):
-            self._journal.entry(entry)
+            self._journal.entry(entry, reason=reasons.get((entry.slot, entry.action), ""))
         for slot in self._host.slots:
             old = before.slot(slot.plan.index)
             if old is None or old.state is not slot.state:
