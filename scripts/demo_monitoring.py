@@ -59,7 +59,7 @@ def monitored(scene: Scene, slots: Sequence[SlotStatus], question: str) -> Itera
 
 def tell_monitoring(prometheus: Prometheus) -> None:
     graph = urlencode({"g0.expr": _STATES, "g0.tab": 0, "g0.stacked": 1, "g0.range_input": "5m"})
-    rules = len(prometheus.rules_loaded())
+    rules = prometheus.rules_loaded()
     loaded = f", with {rules} rules of monitoring/prometheus/rules" if rules else ""
     say(f"\nPrometheus scrapes the agent every {prometheus.interval_s} s{loaded}; users ask each slot now and then.")
     say(f"  {prometheus.url}/graph?{graph}")
