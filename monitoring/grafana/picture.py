@@ -29,11 +29,13 @@ def main() -> None:
         text = drawn(PrometheusApi(arguments.prometheus), minutes=arguments.minutes, rows=arguments.row)
     except (OSError, ValueError, KeyError) as error:
         why = getattr(error, "reason", error)
-        sys.exit(f"error: {arguments.prometheus} is no Prometheus: {why}\nhint: such as http://127.0.0.1:9090")
+        sys.exit(
+            f"error: {arguments.prometheus} does not answer: {why}; give the address of a Prometheus, http://HOST:9090"
+        )
     try:
         arguments.file.write_text(text)
     except OSError as error:
-        sys.exit(f"error: {arguments.file} cannot be written: {error.strerror}\nhint: name a file in a folder of yours")
+        sys.exit(f"error: {arguments.file} cannot be written: {error.strerror}")
 
 
 def drawn(source: PrometheusApi, *, minutes: float, rows: Sequence[str] = ()) -> str:
