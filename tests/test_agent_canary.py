@@ -21,7 +21,7 @@ from appliance_agent import canary, preload
 from appliance_agent.access_log import MARK, Parser, Timing
 from appliance_agent.canary import Question
 from appliance_agent.evidence import Canary, Load, Outcome, Running
-from appliance_agent.http import Broken, Cancel, ExchangeError, Http, Meter, Server
+from appliance_agent.http import Broken, Cancel, ExchangeError, Meter, Server
 
 MODEL = "deepseek-r1:32b"
 BASE = {
@@ -54,11 +54,6 @@ def start(store: Path, tmp_path: Path) -> Iterator[Start]:
         yield begin
 
 
-@pytest.fixture
-def http() -> Http:
-    return Http()
-
-
 def at(server: OllamaServer | int, model: str = MODEL) -> Server:
     return Server("127.0.0.1", server if isinstance(server, int) else server.port, model, Meter())
 
@@ -66,11 +61,11 @@ def at(server: OllamaServer | int, model: str = MODEL) -> Server:
 class Asked:
     """A canary under way in a thread."""
 
-    def __init__(self, http: Http, server: Server, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, server: Server, pool: ThreadPoolExecutor) -> None:
         self.heard: list[Running] = []
         self.cancel = Cancel()
         self.future: Future[Canary] = pool.submit(
-            canary.ask, http, server, QUESTION, progress=self.heard.append, cancel=self.cancel
+            canary.ask, server, QUESTION, progress=self.heard.append, cancel=self.cancel
         )
 
     @property
@@ -79,12 +74,12 @@ class Asked:
 
 
 @pytest.fixture
-def asked(http: Http) -> Iterator[Callable[[Server], Asked]]:
+def asked() -> Iterator[Callable[[Server], Asked]]:
     with ThreadPoolExecutor() as pool:
         all_asked: list[Asked] = []
 
         def begin(server: Server) -> Asked:
-            all_asked.append(Asked(http, server, pool))
+            all_asked.append(Asked(server, pool))
             return all_asked[-1]
 
         yield begin
@@ -92,12 +87,12 @@ def asked(http: Http) -> Iterator[Callable[[Server], Asked]]:
             each.cancel()
 
 
-def ask(http: Http, server: Server) -> Canary:
-    return canary.ask(http, server, QUESTION, progress=lambda running: None, cancel=Cancel())
+def ask(server: Server) -> Canary:
+    return canary.ask(server, QUESTION, progress=lambda running: None, cancel=Cancel())
 
 
-def load(http: Http, server: Server) -> Load:
-    return preload.preload(http, server, started_s=time.monotonic(), cancel=Cancel())
+def load(server: Server) -> Load:
+    return preload.preload(server, started_s=time.monotonic(), cancel=Cancel())
 
 
 def read_request(link: socket.socket) -> None:
@@ -151,9 +146,9 @@ def test_a_good_answer_is_told_piece_by_piece(start: Start, asked: Callable[[Ser
     assert len(talk.heard) > 4
 
 
-def test_the_canary_tells_when_it_had_to_load_the_model(start: Start, http: Http) -> None:
+def test_the_canary_tells_when_it_had_to_load_the_model(start: Start) -> None:
     server = at(start(STANDIN_LOAD_S="0.4"))
-    first, second = ask(http, server), ask(http, server)
+    first, second = ask(server), ask(server)
 
     assert first.load_s >= 0.4 > second.load_s
 
@@ -168,14 +163,14 @@ def test_thinking_is_progress(start: Start, asked: Callable[[Server], Asked]) ->
     assert len(talk.heard) > 1
 
 
-def test_the_canary_leaves_keep_alive_as_it_was(start: Start, http: Http) -> None:
+def test_the_canary_leaves_keep_alive_as_it_was(start: Start) -> None:
     server = start()
     chat(server, keep_alive="1h")
     before = _expires(server)
-    ask(http, at(server))
+    ask(at(server))
     after = _expires(server)
     chat(server, keep_alive=-1)
-    ask(http, at(server))
+    ask(at(server))
 
     assert before[:13] == after[:13]  # to the hour
     assert _expires(server).startswith("23")  # in the year 2319 or so: for ever
@@ -198,19 +193,19 @@ def _expires(server: OllamaServer) -> str:
         (("out_of_memory", {}), Outcome.HTTP_ERROR, "out of memory"),
     ],
 )
-def test_a_fault_is_an_outcome(start: Start, http: Http, fault: Fault, outcome: Outcome, detail: str) -> None:
+def test_a_fault_is_an_outcome(start: Start, fault: Fault, outcome: Outcome, detail: str) -> None:
     server = start()
     name, fields = fault
     server.misbehave(name, **fields)
-    result = ask(http, at(server))
+    result = ask(at(server))
 
     assert result.outcome is outcome
     assert detail in result.detail
     assert (result.first_token_s is not None) == (fields.get("after") == 4)
 
 
-def test_an_unknown_model_is_an_outcome(start: Start, http: Http) -> None:
-    result = ask(http, at(start(), "nobody:1b"))
+def test_an_unknown_model_is_an_outcome(start: Start) -> None:
+    result = ask(at(start(), "nobody:1b"))
 
     assert result.outcome is Outcome.HTTP_ERROR
     assert "status 404: model 'nobody:1b' not found" in result.detail
@@ -236,23 +231,23 @@ def test_an_unknown_model_is_an_outcome(start: Start, http: Http) -> None:
         (b'HTTP/1.1 200 OK\r\n\r\n{"message":{"content":""},"done":true,"eval_count":8}\n', Outcome.OK),
     ],
 )  # fmt: skip
-def test_whatever_answers_there_is_an_outcome(http: Http, answer: bytes, outcome: Outcome) -> None:
+def test_whatever_answers_there_is_an_outcome(answer: bytes, outcome: Outcome) -> None:
     with answering(answer) as port:
-        assert ask(http, at(port)).outcome is outcome
+        assert ask(at(port)).outcome is outcome
 
 
-def test_a_connection_that_is_reset_is_an_outcome(http: Http) -> None:
+def test_a_connection_that_is_reset_is_an_outcome() -> None:
     with answering(b"", reset=True) as port:
-        assert ask(http, at(port)).outcome is Outcome.REFUSED
+        assert ask(at(port)).outcome is Outcome.REFUSED
 
 
-def test_no_server_is_an_outcome(http: Http) -> None:
+def test_no_server_is_an_outcome() -> None:
     with answering(b"") as port:
         pass
-    result = ask(http, at(port))
+    result = ask(at(port))
 
     assert result.outcome is Outcome.REFUSED
-    assert load(http, at(port)).outcome is Outcome.REFUSED
+    assert load(at(port)).outcome is Outcome.REFUSED
 
 
 @pytest.mark.parametrize("fault", ["hang_before_first_token", "never_load", "frozen", "spin"])
@@ -294,48 +289,46 @@ def test_a_stall_shows_in_the_age_of_the_last_token(start: Start, asked: Callabl
     assert max(last_s) > stalled_s > min(last_s)
 
 
-def test_a_slow_server_is_slow_by_its_own_figures(start: Start, http: Http) -> None:
+def test_a_slow_server_is_slow_by_its_own_figures(start: Start) -> None:
     server = start()
-    usual = ask(http, at(server))
+    usual = ask(at(server))
     server.misbehave("slow", factor=20)
-    slow = ask(http, at(server))
+    slow = ask(at(server))
 
     assert usual.tokens_per_s
     assert slow.tokens_per_s
     assert slow.tokens_per_s < usual.tokens_per_s / 3
 
 
-def test_a_cancel_that_comes_first_ends_what_comes_after(start: Start, http: Http) -> None:
+def test_a_cancel_that_comes_first_ends_what_comes_after(start: Start) -> None:
     cancel = Cancel()
     cancel()
 
-    assert (
-        canary.ask(http, at(start()), QUESTION, progress=lambda running: None, cancel=cancel).outcome is Outcome.TIMEOUT
-    )
+    assert canary.ask(at(start()), QUESTION, progress=lambda running: None, cancel=cancel).outcome is Outcome.TIMEOUT
 
 
-def test_our_requests_show_their_mark_in_the_log(start: Start, http: Http) -> None:
+def test_our_requests_show_their_mark_in_the_log(start: Start) -> None:
     server = start()
-    preload.version(http, at(server), cancel=Cancel(), silence_s=2)
-    load(http, at(server))
-    ask(http, at(server))
+    preload.version(at(server), cancel=Cancel(), silence_s=2)
+    load(at(server))
+    ask(at(server))
     wait_until(lambda: len(lines_with(server.stdout, r"^\[GIN\]")) == 3, timeout_s=5, what="the access lines")
 
     assert len(lines_with(server.stdout, rf'\?{MARK}"$')) == 3
 
 
-def test_the_meter_counts_about_what_the_server_sent(start: Start, http: Http) -> None:
+def test_the_meter_counts_about_what_the_server_sent(start: Start) -> None:
     target = at(start())
-    ask(http, target)
+    ask(target)
     exact = 1500
 
     assert exact / 2 < target.meter.received_bytes < exact * 2
 
 
-def test_a_preload_waits_for_the_load_and_can_be_cancelled(start: Start, http: Http) -> None:
+def test_a_preload_waits_for_the_load_and_can_be_cancelled(start: Start) -> None:
     server = start(STANDIN_LOAD_S="0.3")
-    good = load(http, at(server))
-    loaded = preload.loaded(http, at(server), cancel=Cancel(), silence_s=2)
+    good = load(at(server))
+    loaded = preload.loaded(at(server), cancel=Cancel(), silence_s=2)
 
     assert good.outcome is Outcome.OK
     assert good.ended_s is not None
@@ -345,7 +338,7 @@ def test_a_preload_waits_for_the_load_and_can_be_cancelled(start: Start, http: H
 
 
 @pytest.mark.parametrize(("fault", "outcome"), [("out_of_memory", Outcome.HTTP_ERROR), ("die", Outcome.REFUSED)])
-def test_a_load_that_fails_is_an_outcome(start: Start, http: Http, fault: str, outcome: Outcome) -> None:
+def test_a_load_that_fails_is_an_outcome(start: Start, fault: str, outcome: Outcome) -> None:
     server = start()
     if fault == "die":
         server.process.kill()
@@ -353,15 +346,15 @@ def test_a_load_that_fails_is_an_outcome(start: Start, http: Http, fault: str, o
     else:
         server.misbehave(fault)
 
-    assert load(http, at(server)).outcome is outcome
+    assert load(at(server)).outcome is outcome
 
 
-def test_a_model_that_is_not_in_memory_is_not_loaded(start: Start, http: Http) -> None:
+def test_a_model_that_is_not_in_memory_is_not_loaded(start: Start) -> None:
     server = start(STANDIN_GPU="Tesla T4")
-    before = preload.loaded(http, at(server), cancel=Cancel(), silence_s=2)
+    before = preload.loaded(at(server), cancel=Cancel(), silence_s=2)
     server.ask("POST", "/api/generate", {"model": "tiny:latest"})
-    other = preload.loaded(http, at(server), cancel=Cancel(), silence_s=2)
-    short = preload.loaded(http, at(server, "Tiny"), cancel=Cancel(), silence_s=2)
+    other = preload.loaded(at(server), cancel=Cancel(), silence_s=2)
+    short = preload.loaded(at(server, "Tiny"), cancel=Cancel(), silence_s=2)
 
     assert (before.loaded, other.loaded, short.loaded) == (False, False, True)
     assert short.vram_bytes == short.model_bytes > 0
@@ -391,18 +384,18 @@ PS = {
     ],
 )  # fmt: skip
 def test_what_is_in_memory_is_told_for_the_model_and_for_all_others_together(
-    http: Http, rows: list[object], told: preload.Loaded
+    rows: list[object], told: preload.Loaded
 ) -> None:
     body = json.dumps({"models": rows}).encode()
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)) as port:
-        found = preload.loaded(http, at(port), cancel=Cancel(), silence_s=2)
+        found = preload.loaded(at(port), cancel=Cancel(), silence_s=2)
 
     assert found == told
 
 
-def test_the_figures_of_an_answer_are_its_end_s(start: Start, http: Http) -> None:
+def test_the_figures_of_an_answer_are_its_end_s(start: Start) -> None:
     server = start(STANDIN_VERSION="0.33.0-rc2")
-    result = ask(http, at(server))
+    result = ask(at(server))
     wait_until(lambda: bool(lines_with(server.stderr, r"\| +eval time")), timeout_s=10, what="the timing in the log")
     parsed = [found.event for found in Parser().feed("".join(server.stderr).encode()) if found.event]
     timings = [event for event in parsed if isinstance(event, Timing)]
@@ -414,22 +407,22 @@ def test_the_figures_of_an_answer_are_its_end_s(start: Start, http: Http) -> Non
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"hello", b'{"models":null}', b"[" * 100_000])
-def test_something_else_than_ollama_lists_no_models(http: Http, body: bytes) -> None:
+def test_something_else_than_ollama_lists_no_models(body: bytes) -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     with answering(answer) as port, pytest.raises(preload.NoAnswerError):
-        preload.loaded(http, at(port), cancel=Cancel(), silence_s=2)
+        preload.loaded(at(port), cancel=Cancel(), silence_s=2)
 
 
-def test_a_server_that_is_silent_is_not_waited_for(http: Http) -> None:
+def test_a_server_that_is_silent_is_not_waited_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(ExchangeError) as caught:
-        preload.version(http, at(listener.getsockname()[1]), cancel=Cancel(), silence_s=0.2)
+        preload.version(at(listener.getsockname()[1]), cancel=Cancel(), silence_s=0.2)
 
     assert caught.value.how is Broken.TIMEOUT
 
 
-def test_proxies_of_the_environment_are_not_asked(start: Start, http: Http, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_of_the_environment_are_not_asked(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 
     assert os.environ["HTTP_PROXY"]
-    assert ask(http, at(start())).outcome is Outcome.OK
+    assert ask(at(start())).outcome is Outcome.OK

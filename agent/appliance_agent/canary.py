@@ -14,7 +14,7 @@ from typing import Final
 
 from appliance_agent.access_log import MARK
 from appliance_agent.evidence import Canary, Outcome, Running
-from appliance_agent.http import Answer, Broken, Cancel, ExchangeError, Http, Server
+from appliance_agent.http import Answer, Broken, Cancel, ExchangeError, Server, exchange
 from appliance_image.chat import ChatError, Decoder, Done, Piece
 
 Progress = Callable[[Running], None]
@@ -32,7 +32,7 @@ class Question:
     tokens: int
 
 
-def ask(http: Http, server: Server, question: Question, *, progress: Progress, cancel: Cancel) -> Canary:
+def ask(server: Server, question: Question, *, progress: Progress, cancel: Cancel) -> Canary:
     talk = _Talk(time.monotonic(), progress)
     body = {
         "model": server.model,
@@ -41,7 +41,7 @@ def ask(http: Http, server: Server, question: Question, *, progress: Progress, c
         "stream": True,
     }
     try:
-        with http.exchange(server, f"/api/chat?{MARK}", body, cancel=cancel, silence_s=None) as answer:
+        with exchange(server, f"/api/chat?{MARK}", body, cancel=cancel, silence_s=None) as answer:
             if answer.status != 200:
                 return talk.ended(*failure(answer))
             return talk.heard(answer)

@@ -102,35 +102,34 @@ class Answer:
         return found[:limit_bytes]
 
 
-class Http:
-    """One connection for each request, none kept. Safe to use from many threads."""
+@contextlib.contextmanager
+def exchange(
+    server: Server,
+    path: str,
+    body: Mapping[str, object] | None = None,
+    *,
+    cancel: Cancel,
+    silence_s: float | None,
+) -> Generator[Answer]:
+    """GET, or POST with a body. `silence_s` bounds every wait for bytes, None waits for ever. Raises ExchangeError.
 
-    @contextlib.contextmanager
-    def exchange(
-        self,
-        server: Server,
-        path: str,
-        body: Mapping[str, object] | None = None,
-        *,
-        cancel: Cancel,
-        silence_s: float | None,
-    ) -> Generator[Answer]:
-        """GET, or POST with a body. `silence_s` bounds every wait for bytes, None waits for ever. Raises ExchangeError."""
-        connection = HTTPConnection(server.address, server.port, timeout=CONNECT_S)
-        server.meter.connections += 1
-        answered = False
-        try:
-            with (
-                contextlib.closing(connection),
-                contextlib.closing(_asked(connection, path, body, cancel, silence_s)) as response,
-            ):
-                answered = True
-                server.meter.received_bytes += _HEAD_BYTES
-                yield Answer(response, server.meter)
-        except (OSError, HTTPException) as error:
-            raise _exchange_error(error, cancel, answered=answered) from error
-        finally:
-            server.meter.connections -= 1
+    One connection for each, none kept; safe to use from many threads.
+    """
+    connection = HTTPConnection(server.address, server.port, timeout=CONNECT_S)
+    server.meter.connections += 1
+    answered = False
+    try:
+        with (
+            contextlib.closing(connection),
+            contextlib.closing(_asked(connection, path, body, cancel, silence_s)) as response,
+        ):
+            answered = True
+            server.meter.received_bytes += _HEAD_BYTES
+            yield Answer(response, server.meter)
+    except (OSError, HTTPException) as error:
+        raise _exchange_error(error, cancel, answered=answered) from error
+    finally:
+        server.meter.connections -= 1
 
 
 def _asked(

@@ -12,7 +12,6 @@ from appliance_agent.access_log import Event, Result, Source
 from appliance_agent.config import HealthConfig
 from appliance_agent.evidence import Canary, Evidence
 from appliance_agent.gpus import GpuSnapshot
-from appliance_agent.http import Http
 from appliance_agent.log_tail import LogFollower
 from appliance_agent.ports import Target, Wake
 from appliance_agent.procfs import Processes
@@ -42,10 +41,8 @@ class Watch:
         self._config = config
         self._gpus = gpus
         self._random = random
-        self._http = Http()
         self._nudged = threading.Event()
         self._around = Around(
-            self._http,
             follow,
             processes or Processes(),
             server_port,

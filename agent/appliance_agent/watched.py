@@ -15,7 +15,7 @@ from appliance_agent.config import HealthConfig
 from appliance_agent.due import AT_ONCE, YOUNG_S, due_s, is_hopeless, is_left_out, is_questionable, was_alone
 from appliance_agent.evidence import Canary, Evidence, Load, Outcome, Running
 from appliance_agent.gpus import GpuSnapshot
-from appliance_agent.http import Broken, Cancel, ExchangeError, Http, Meter, Server
+from appliance_agent.http import Broken, Cancel, ExchangeError, Meter, Server
 from appliance_agent.log_tail import Sink
 from appliance_agent.own_lines import OwnLines, Told
 from appliance_agent.ports import Target, Wake
@@ -40,7 +40,6 @@ Follow = Callable[[str, Sink], Closeable]  # a container's log, line by line, fr
 class Around:
     """What all watched containers share."""
 
-    http: Http
     follow: Follow
     processes: Processes
     server_port: int  # inside the containers
@@ -152,12 +151,12 @@ class Watched:
 
     def _is_loaded(self, cancel: Cancel) -> bool | None:
         """None: it cannot be told, and nothing is to be asked that could begin a load."""
-        http, server, before = self._around.http, self._server, self._evidence
+        server, before = self._server, self._evidence
         try:
             if not before.ollama_version:
-                found = preload.version(http, server, cancel=cancel, silence_s=ANSWER_S)
+                found = preload.version(server, cancel=cancel, silence_s=ANSWER_S)
                 self._answered(lambda evidence: replace(evidence, ollama_version=found))
-            state = preload.loaded(http, server, cancel=cancel, silence_s=ANSWER_S)
+            state = preload.loaded(server, cancel=cancel, silence_s=ANSWER_S)
         except preload.NoAnswerError:
             self._answered(lambda evidence: evidence)
             return bool(before.loaded)
@@ -182,7 +181,7 @@ class Watched:
     def _preload(self, cancel: Cancel) -> None:
         load = Load(time.monotonic())
         self._update(lambda before: replace(before, load=load))
-        load = preload.preload(self._around.http, self._server, started_s=load.started_s, cancel=cancel)
+        load = preload.preload(self._server, started_s=load.started_s, cancel=cancel)
         good = load.outcome is Outcome.OK
         self._update(lambda before: replace(before, load=load, loaded=good or before.loaded))
         self._around.wake()
@@ -192,7 +191,7 @@ class Watched:
         with self._lock:
             self._own.began(time.monotonic(), config.canary_tokens)
         question = Question(config.canary_prompt, config.canary_tokens)
-        ended = canary.ask(self._around.http, self._server, question, progress=self._heard, cancel=cancel)
+        ended = canary.ask(self._server, question, progress=self._heard, cancel=cancel)
         with self._lock:
             users = self._own.ended(ended)
         self._count(users)
