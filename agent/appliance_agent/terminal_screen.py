@@ -90,26 +90,38 @@ class Keyboard:
     def open(self) -> None:
         """Keys come without Enter and are not shown."""
         with suppress(OSError, ValueError, AttributeError, termios.error):
-            terminal = sys.stdin.fileno()
-            if os.tcgetpgrp(terminal) == os.getpgrp():  # in the background, whoever reads or changes it is stopped
-                modes = termios.tcgetattr(terminal)
-                self._modes = [list(modes)]
-                modes[3] &= ~(termios.ICANON | termios.ECHO)
-                termios.tcsetattr(terminal, termios.TCSANOW, modes)
-                self.files = [terminal]
+            if os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp():
+                return  # in the background, whoever reads or changes it is stopped
+            terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NONBLOCK)  # not stdin: it is shared with the shell
+            self.files = [terminal]
+            modes = termios.tcgetattr(terminal)
+            self._modes = [list(modes)]
+            modes[3] &= ~(termios.ICANON | termios.ECHO)
+            termios.tcsetattr(terminal, termios.TCSANOW, modes)
 
     def close(self) -> None:
         """What was typed meanwhile is for nobody."""
         for terminal, modes in zip(self.files, self._modes, strict=False):
             with suppress(termios.error):
                 termios.tcsetattr(terminal, termios.TCSAFLUSH, modes)
-        self.files = []
+        self._forget()
 
     def quits(self) -> bool:
-        pressed = b"".join(_read(terminal) for terminal in self.files)
+        """Never waits: a Ctrl-C throws away the keys before it, also those that `select` has just seen."""
+        try:
+            pressed = b"".join(os.read(terminal, 1024) for terminal in self.files)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pressed = b""
         if not pressed:
-            self.files = []  # it is gone
+            self._forget()  # it is gone
         return not _QUIT_KEYS.isdisjoint(pressed)
+
+    def _forget(self) -> None:
+        for terminal in self.files:
+            os.close(terminal)
+        self.files = []
 
 
 class Screen:
@@ -177,9 +189,3 @@ class Screen:
             self._keyboard.close()
             self._out.write(_LEAVE)
             self._out.flush()
-
-
-def _read(terminal: int) -> bytes:
-    with suppress(OSError):
-        return os.read(terminal, 1024)
-    return b""
