@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -37,6 +38,15 @@ class Wakes:
     def __call__(self) -> None:
         self.count += 1
         self.event.set()
+
+
+def overfill(engine: Engine, port: int) -> None:
+    """A request that is larger than the memory of the container that is asked."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    with suppress(OSError, http.client.HTTPException), closing(connection):
+        connection.sock = engine.connect(port, timeout_s=20)
+        connection.request("POST", "/api/chat", b"x" * (256 * 1024 * 1024))
+        connection.getresponse()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from agentengine import shim_of
+from agentengine import overfill, shim_of
 from agentgraphics import Found
 from agenthost import MODEL, ONE, QUICK, TWO, AgentHost
 from engines import PrivateEngine
@@ -93,7 +93,7 @@ class Strikes:
         elif fault in _SIGNALS:
             self._signal(container, _SIGNALS[fault])
         elif fault == "out of memory":
-            self._in_thread(self._fill, slot)
+            self._in_thread(overfill, self.engine, 8880 + slot)
         if text := _STANDIN.get(fault):
             self._misbehave(slot, text)
         if fault in ("busy 503", "dead 503"):
@@ -121,14 +121,6 @@ class Strikes:
         """To the server itself; a first process that passes signals on stands before it."""
         script = f"kill -{which.value} $(cat /proc/{container.pid}/task/{container.pid}/children)"
         subprocess.run(self.engine.command_inside(["sh", "-c", script], network_only=False), check=True)
-
-    def _fill(self, slot: int) -> None:
-        """A request that is larger than the container's memory."""
-        connection = http.client.HTTPConnection("127.0.0.1", 8880 + slot)
-        with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
-            connection.sock = self.engine.connect(8880 + slot, timeout_s=20)
-            connection.request("POST", "/api/chat", b"x" * (256 * 1024 * 1024))
-            connection.getresponse()
 
     def _unload(self, slot: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", 8880 + slot)

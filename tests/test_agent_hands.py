@@ -16,7 +16,7 @@ from typing import Any
 
 import docker
 import pytest
-from agentengine import AgentSite, agent_site, shim_of
+from agentengine import AgentSite, agent_site, overfill, shim_of
 from conftest import CDI_GPUS, MakeEngine
 from engines import Engine, PrivateEngine, docker_program, wait_until
 
@@ -254,8 +254,10 @@ def test_a_container_that_is_removed_by_somebody_at_the_same_time_is_removed(sit
 
 
 def test_a_container_that_the_kernel_killed_for_its_memory_says_so(site: AgentSite) -> None:
-    made = site.create(site.spec(release=replace(site.release(), memory_bytes=8 * 1024 * 1024)))
+    made = site.create(site.spec(release=replace(site.release(), memory_bytes=64 * 1024 * 1024)))
+    wait_until(lambda: answers(site), timeout_s=30, what="the server to listen")
 
+    overfill(site.engine, site.plan().port)
     site.until(lambda seen: seen.containers[0].status == "exited", "the kernel to kill it")
 
     seen = site.container(made.container_id)
