@@ -274,6 +274,7 @@ class PrivateEngine(Engine):
         return [
             *activation,
             *("env", f"PATH={self.toolkit.programs}:{os.environ['PATH']}"),
+            f"TMPDIR={here}/tmp",  # a containerd that ends too slowly for dockerd leaves its stacks there
             *("dockerd", f"--host={host}", f"--config-file={here}/daemon.json"),
             *(*places, *network, f"--cgroup-parent=/{_PREFIX}{here.name}"),
         ]
@@ -345,7 +346,7 @@ def start_engine(
     sweep(base)
     directory = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=base))
     (directory / "owner").write_text(_identity(os.getpid()))
-    for name in ("data", "exec", "etc", "client"):
+    for name in ("data", "exec", "etc", "client", "tmp"):
         (directory / name).mkdir()
     try:
         enclosure = Enclosure.open(_setup(directory, root, disk_bytes))

@@ -103,7 +103,7 @@ def test_a_client_that_leaves_ends_the_generation_and_is_logged_as_200(start: St
 
     assert last_line(answer)["eval_count"] == 2
     assert server.counts()["tokens"] == said + 2
-    assert len(lines_with(server.stdout, r"\| 200 \|.*/api/chat")) == 2
+    wait_for(lambda: len(lines_with(server.stdout, r"\| 200 \|.*/api/chat")) == 2)
 
 
 def test_a_client_that_leaves_during_a_load_aborts_it_and_is_logged_as_499(start: Start) -> None:
@@ -189,4 +189,4 @@ def test_with_a_gpu_all_of_the_model_is_in_video_memory_unless_it_fell_back(
     model = loaded(server)
 
     assert model["size_vram"] == int(str(model["size"])) * share
-    assert lines_with(server.stderr, 'msg="inference compute" id=GPU-1 library=CUDA')
+    wait_for(lambda: bool(lines_with(server.stderr, 'msg="inference compute" id=GPU-1 library=CUDA')))
