@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from engines import wait_until
+from freeport import free_port
 from picture_source import PrometheusApi
 
 JOB = "ollama-agent"
@@ -45,7 +45,7 @@ class Prometheus:
         program = shutil.which("prometheus")
         if program is None:
             raise PrometheusUnavailableError("no prometheus here: sudo apt-get install prometheus")
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port()
         self.directory.mkdir(exist_ok=True)
         configuration = self.directory / "prometheus.yml"
         configuration.write_text(json.dumps(self._configuration(), indent=1))  # JSON is YAML
@@ -108,9 +108,3 @@ class Prometheus:
             active = self.api.ask("targets", state="active")["activeTargets"]
             return len(active) == len(self.targets) and all(each["health"] == "up" for each in active)
         return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port

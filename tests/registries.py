@@ -16,6 +16,7 @@ from pathlib import Path
 from authority import Authority, make_token_signer
 from engines import wait_until
 from faultproxy import Exchange, FaultProxy
+from freeport import free_port
 from tokenserver import ISSUER, SERVICE, TokenServer
 
 USER = "builder"
@@ -93,7 +94,7 @@ class Registry:
             signer = make_token_signer(self.directory)
             lifetime_s = self.options.token_lifetime_s
             self.tokens = TokenServer(signer, user=USER, password=PASSWORD, lifetime_s=lifetime_s).start()
-        self.backend_port = _free_port()
+        self.backend_port = free_port()
         self.start()
         tls = self.options.tls.server_context() if self.options.tls else None
         self.proxy = FaultProxy(("127.0.0.1", self.backend_port), tls=tls).start()
@@ -179,9 +180,3 @@ def start_registry(directory: Path, options: Options | None = None) -> Registry:
     if options.storage_bytes is not None and os.geteuid() != 0:
         raise RegistryUnavailableError("a small disk for a registry needs root")
     return Registry(directory, options).open()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from freeport import free_port
+
 PROGRAM = Path(__file__).parent / "standin" / "ollama_standin.py"
 START_S = 20.0
 
@@ -53,7 +55,7 @@ class OllamaServer:
 
     def __enter__(self) -> Self:
         self.home.mkdir(parents=True, exist_ok=True)
-        self.port = _free_port()
+        self.port = free_port()
         self.process = subprocess.Popen(
             [*self.command, "serve"], env=self._environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -208,9 +210,3 @@ def read_chunks(stream: BinaryIO) -> Iterator[str]:
 
 def lines_with(lines: Sequence[str], pattern: str) -> list[str]:
     return [line for line in lines if re.search(pattern, line)]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import snapshots
 import soundhost
 from authority import make_authority, make_client
 from engines import wait_until
+from freeport import free_port
 from webclient import current
 from webguard import WITH_TLS, guarded, users
 
@@ -87,8 +87,7 @@ def prometheus(front: Front, tmp_path: Path) -> Iterator[Prometheus]:
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("no prometheus: sudo apt-get install prometheus")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     configuration = tmp_path / "prometheus.yml"
     configuration.write_text(configured(front.port, tmp_path))
     words = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from dashboard_overview import OVERVIEW
 from dashboard_values import COLUMNS, Board, Panel, places
+from freeport import free_port
 from picture import _seconds, with_rows
 from picture_ask import Line, Period, Said, ask
 from picture_charts import unbroken
@@ -202,8 +202,7 @@ def test_the_committed_pictures_are_of_this_page() -> None:
 
 
 def test_a_prometheus_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     program = ROOT / "monitoring/grafana/picture.py"
 
     done = subprocess.run(

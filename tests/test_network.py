@@ -1,6 +1,5 @@
 """The way to a host: certificates, plain HTTP, proxies, names, silence."""
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 from authority import Authority
 from conftest import MakeRegistry
 from faults import Answer, Stall
+from freeport import free_port
 from registries import PASSWORD, Options, Registry
 from registry_client import (
     BLOB,
@@ -97,8 +97,7 @@ def test_tls_where_plain_http_is_expected_is_told_with_the_flag_that_helps() -> 
 
 
 def test_nobody_listening_is_an_error_within_seconds() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        host = f"127.0.0.1:{probe.getsockname()[1]}"
+    host = f"127.0.0.1:{free_port()}"
     time = Time()
 
     with pytest.raises(NetworkError, match=f"{host} refuses connections"):
@@ -152,8 +151,7 @@ def test_a_proxy_carries_what_is_not_on_loopback(registry: Registry) -> None:
 
 
 def test_a_proxy_that_is_not_there_is_named_without_its_password() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    place = f"127.0.0.1:{free_port()}"
     environ = {"https_proxy": f"http://ann:{PASSWORD}@{place}"}
 
     with Http(Network(), environ=environ) as http, pytest.raises(NetworkError) as caught:
