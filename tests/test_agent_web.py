@@ -72,16 +72,23 @@ def test_ready_means_that_some_slot_serves(front: Front) -> None:
     assert get(front, "/-/ready")[0] == 503
 
 
-def test_the_newest_look_at_the_gpus_is_shown_before_the_loop_comes_to_it(front: Front) -> None:
+def test_the_newest_looks_are_shown_before_the_loop_comes_to_them(front: Front) -> None:
     night = current(snapshots.good_night())
-    newer = replace(night.gpus, at_s=night.gpus.at_s + 1, driver_version="999.1")
-    front.watch(lambda: newer)
+    newest = replace(night, gpus=replace(night.gpus, driver_version="999.1"))
+    front.watch(lambda: newest.gpus, lambda: newest.evidence)
     front.publish(night)
 
     assert b'driver_version="999.1"' in get(front, "/metrics")[2]
-    front.publish(current(replace(night, gpus=replace(newer, at_s=newer.at_s + 1, driver_version="999.2"))))
+    gpus = replace(night.gpus, driver_version="999.2")
+    newest = replace(
+        night,
+        gpus=gpus,
+        evidence={slot: replace(each, model_bytes=123456789) for slot, each in night.evidence.items()},
+    )
+    text = get(front, "/metrics")[2]
 
-    assert b'driver_version="999.2"' in get(front, "/metrics")[2]
+    assert b'driver_version="999.2"' in text
+    assert b"123456789" in text
 
 
 @pytest.mark.parametrize("path", ["/status", "/-/healthy", "/-/ready"])

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from appliance_agent.config import HealthConfig
-from appliance_agent.evidence import Canary, Evidence, Outcome
+from appliance_agent.evidence import Canary, Evidence, Load, Outcome
 
 YOUNG_S: Final = 2.0  # a request of ours is young for so long; one at a time on a host
 AT_ONCE: Final = float("-inf")
 _INTERVALS_LEFT_OUT: Final = 6
+LEEWAY_S: Final = 0.5  # half of the time between two looks
+_LEEWAY: Final = 0.05  # of the interval
 _STARTING_S: Final = 0.5
 _STARTING_FOR_S: Final = 60.0
 _PATIENCE_S: Final = 60.0
@@ -26,13 +28,36 @@ def due_s(evidence: Evidence, config: HealthConfig, *, asked_s: float | None, sp
     if evidence.refused_since_s is not None:
         starting = asked_s - evidence.refused_since_s < _STARTING_FOR_S
         return asked_s + (_STARTING_S if starting else config.canary_interval_s / 4)
-    if load and load.ended_s is not None and (canary is None or canary.started_s < load.ended_s):
+    if load and load.ended_s is not None and _is_newer(load, canary):
         return AT_ONCE if load.outcome is Outcome.OK else load.ended_s + config.canary_interval_s
     if canary is None:
         return asked_s + 2 * _STARTING_S
     if is_troubled(evidence, config):
         return asked_s + config.canary_interval_s / 4
     return canary.started_s + config.canary_interval_s * spread
+
+
+def leeway_s(evidence: Evidence, config: HealthConfig) -> float:
+    """By how much its turn may be earlier or later: of one that answers in good time."""
+    return min(LEEWAY_S, _LEEWAY * config.canary_interval_s) if _is_well(evidence, config) else 0.0
+
+
+def _is_well(evidence: Evidence, config: HealthConfig) -> bool:
+    load, canary = evidence.load, evidence.last_canary
+    if canary is None or evidence.refused_since_s is not None or is_troubled(evidence, config):
+        return False
+    return load is None or not _is_newer(load, canary)
+
+
+def _is_newer(load: Load, canary: Canary | None) -> bool:
+    return load.ended_s is None or canary is None or canary.started_s < load.ended_s
+
+
+def is_quiet(evidence: Evidence, config: HealthConfig, now_s: float) -> bool:
+    """Nobody is served, asked or waited for."""
+    if evidence.canary is not None or not _is_well(evidence, config):
+        return False
+    return evidence.flow_s is None or now_s - evidence.flow_s > _FLOWS_S
 
 
 def is_troubled(evidence: Evidence, config: HealthConfig) -> bool:

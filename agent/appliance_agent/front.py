@@ -6,12 +6,13 @@ need neither certificate nor password. `ollama-agent status` asks there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from appliance_agent.config import MetricsConfig
 from appliance_agent.events import Events
+from appliance_agent.evidence import Evidence
 from appliance_agent.exposition import Exposition
 from appliance_agent.gpus import GpuSnapshot
 from appliance_agent.pages import Pages
@@ -29,8 +30,8 @@ class Front:
     def __init__(self, metrics: MetricsConfig, runtime_directory: str = "") -> None:
         self.events = Events()
         self._snapshot: Snapshot | None = None
-        self._gpus: Callable[[], GpuSnapshot] | None = None
-        self._shown: tuple[Snapshot, Snapshot] | None = None  # as it was published, and with newer GPUs
+        self._looks: tuple[Callable[[], GpuSnapshot], Callable[[], Mapping[int, Evidence]]] | None = None
+        self._shown: tuple[Snapshot, Snapshot] | None = None  # as it was published, and with the newest looks
         pages = Pages(self.snapshot, Exposition(self.snapshot, self.events), self.events.traffic.generated)
         self._access = WebAccess(Path(metrics.web_config)) if metrics.web_config else None
         self._server = WebServer(TcpPlace(metrics.address, metrics.port), pages, self._access)
@@ -42,17 +43,17 @@ class Front:
     def port(self) -> int:
         return self._server.port
 
-    def watch(self, gpus: Callable[[], GpuSnapshot]) -> None:
-        """Where the newest look at the GPUs is: it is shown before the loop comes to it."""
-        self._gpus = gpus
+    def watch(self, gpus: Callable[[], GpuSnapshot], evidence: Callable[[], Mapping[int, Evidence]]) -> None:
+        """Where the newest looks are: they are shown before the loop comes to them."""
+        self._looks = (gpus, evidence)
 
     def snapshot(self) -> Snapshot | None:
-        published, gpus = self._snapshot, self._gpus() if self._gpus else None
-        if published is None or gpus is None or gpus.at_s <= published.gpus.at_s:
+        published, looks, shown = self._snapshot, self._looks, self._shown
+        if published is None or looks is None:
             return published
-        shown = self._shown
-        if shown is None or shown[0] is not published or shown[1].gpus is not gpus:
-            shown = self._shown = (published, replace(published, gpus=gpus))
+        gpus, evidence = looks[0](), looks[1]()
+        if not shown or shown[0] is not published or shown[1].gpus is not gpus or shown[1].evidence != evidence:
+            shown = self._shown = (published, replace(published, gpus=gpus, evidence=evidence))
         return shown[1]
 
     def publish(self, snapshot: Snapshot) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from appliance_agent.config import Config
 from appliance_agent.config_file import load
+from appliance_agent.due import is_questionable
 from appliance_agent.evidence import Evidence
 from appliance_agent.journal import Journal
 from appliance_agent.notify import Notifier
@@ -26,7 +27,7 @@ from appliance_agent.states import SERVING, Action, State
 from appliance_image.errors import ApplianceError
 
 TICK_S: Final = 1.0
-CALM_S: Final = 2.0  # while all slots are well and nobody waits for an answer of theirs
+CALM_S: Final = 5.0  # while all slots are well; whatever happens wakes the loop
 _PAUSE_S: Final = 5.0  # a tick that is so late means that nobody looked meanwhile
 _WATCHDOG_S: Final = 3.0
 _FIRST_LOOK_S: Final = 15.0  # how long the neighbours may take to say anything at all
@@ -168,7 +169,7 @@ class Loop:
         self._neighbours.engine.expect(observed.seen.plans)
         there = news.engine.containers
         self._neighbours.health.watch(targets(self._host, there), watched_closely(self._host, there))
-        self._rest_s = CALM_S if _is_calm(self._host, news.evidence.values()) else TICK_S
+        self._rest_s = CALM_S if _is_calm(self._host, news.evidence.values(), moment.mono_s) else TICK_S
         self._announce(moment, news, problems, late_s)
 
     def _news(self) -> News:
@@ -258,11 +259,11 @@ def _newer(before: tuple[Entry, ...], after: tuple[Entry, ...]) -> list[Entry]:
     return newer[::-1]
 
 
-def _is_calm(host: Host, evidence: Iterable[Evidence]) -> bool:
-    """A canary that may get no answer, a load and a change are looked at every second; what happens wakes the loop anyway."""
+def _is_calm(host: Host, evidence: Iterable[Evidence], now_s: float) -> bool:
+    """What only time makes worse is looked at every second: a request that gets no answer, a model that is on no GPU."""
     changes = host.down or host.pulling or host.trial is not None
     well = all(slot.state is State.READY and slot.pending is None for slot in host.slots)
-    waits = any(each.canary or (each.load and each.load.ended_s is None) for each in evidence)
+    waits = any(is_questionable(each, now_s) or each.refused_since_s or each.on_gpu is False for each in evidence)
     return well and not changes and not waits
 
 

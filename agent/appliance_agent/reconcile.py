@@ -18,9 +18,10 @@ from appliance_agent.done_step import after, after_pull
 from appliance_agent.gate import Gate
 from appliance_agent.slot_step import Step, step
 from appliance_agent.slot_view import Seen, View
-from appliance_agent.slots import Decision, Done, Entry, Host, Now, Slot, updated
+from appliance_agent.slots import Decision, Done, Entry, Host, Now, Slot
 from appliance_agent.spec import ContainerSpec, SlotPlan
 from appliance_agent.states import Action, Reason, State
+from appliance_agent.values import updated
 
 _HISTORY: Final = 200
 _REMOVED: Final = 64

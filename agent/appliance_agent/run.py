@@ -115,8 +115,6 @@ class _Neighbourhood:
         self._gpus = gpus = GpuSwitch(wake)
         self._stack.callback(gpus.close)
         gpus.configure(config)
-        if self._front:
-            self._front.watch(gpus.snapshot)
         self._engine = DockerSource(config, wake).start()
         self._stack.callback(self._engine.close)
         events = self._front.events if self._front else None
@@ -130,6 +128,8 @@ class _Neighbourhood:
             on_access=events.traffic.event if events else None,
             on_line=events.traffic.line if events else None,
         )
+        if self._front:
+            self._front.watch(gpus.snapshot, self._health.evidence)
         self._health.start()
         self._stack.callback(self._health.close)
         hands = DockerHands(config, self._engine, gpus.snapshot, clock=time.monotonic)

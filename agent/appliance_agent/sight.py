@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 from appliance_agent.access_log import Access
@@ -13,6 +12,7 @@ from appliance_agent.gpus import GpuSnapshot
 from appliance_agent.http import Meter
 from appliance_agent.ports import Target
 from appliance_agent.procfs import Group, Processes
+from appliance_agent.values import updated
 
 _GPU_COMPUTES: Final = 0.05
 _CPU_COMPUTES: Final = 0.05  # cores; one that has to share them gets little, a frozen one none
@@ -63,7 +63,7 @@ class Sight:
         news["peers"] = peers = self._peers() if visible and count_peers else None
         if peers:
             news["peers_s"] = now_s
-        return replace(before, **news)
+        return updated(before, **news)
 
     def leave_out(self, line: Access) -> None:
         self._flow.leave_out(line)

@@ -9,9 +9,10 @@ from appliance_agent import healing, rollout
 from appliance_agent.containers import ContainerSeen
 from appliance_agent.slot_verdict import verdict_of
 from appliance_agent.slot_view import View
-from appliance_agent.slots import Cause, Decision, Slot, updated
+from appliance_agent.slots import Cause, Decision, Slot
 from appliance_agent.spec import ContainerSpec
 from appliance_agent.states import SERVING, SICK, Action, Health, Reason, State
+from appliance_agent.values import updated
 from appliance_agent.verdict import Verdict
 
 _GRACE_S: Final = 5.0  # for what hangs anyway

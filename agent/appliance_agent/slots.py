@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 from appliance_agent.spec import ContainerSpec, Release, SlotPlan
 from appliance_agent.states import Action, Health, Reason, State
@@ -77,11 +76,6 @@ class Slot:
     hold_until_s: float = 0.0  # nothing is done before: the last try ended in an error of the engine
     engine_epoch: int | None = None  # when its container was last seen to run; None: not yet by this agent
     restarts: Mapping[Reason, int] = field(default_factory=dict[Reason, int])  # containers made, by reason
-
-
-def updated(slot: Slot, **changes: Any) -> Slot:
-    """As `replace`, but the same object if it says all of that already: most ticks change nothing, and that must be cheap."""
-    return replace(slot, **changes) if any(getattr(slot, name) != value for name, value in changes.items()) else slot
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class Watch:
             processes or Processes(),
             server_port,
             wake,
-            self._nudged.set,
+            self._asked,
             on_canary or _nothing,
             on_access or _nothing,
             on_line or _nothing,
@@ -57,6 +57,7 @@ class Watch:
         self._watched: Mapping[int, Watched] = {}
         self._spreads: dict[int, tuple[float | None, float]] = {}
         self._looked_s = float("-inf")
+        self._held = False  # somebody's turn is put off until another one was asked
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -118,19 +119,27 @@ class Watch:
             watched.look(snapshot, now_s, closely=slot in self._closely)
 
     def _ask(self, now_s: float) -> float:
-        """Asks whose turn it is; returns when the next turn may be."""
+        """Asks whose turn it is; returns when the next turn may be. A look is a good moment for those near it."""
         young_until_s = max((watched.young_until_s() for watched in self._watched.values()), default=float("-inf"))
-        next_s = float("inf")
-        for watched in sorted(self._watched.values(), key=self._due_s):
+        next_s, self._held = float("inf"), False
+        for due_s, slot in sorted((self._due_s(watched), slot) for slot, watched in self._watched.items()):
+            watched = self._watched[slot]
             if not watched.may_ask(now_s):
                 continue
-            due_s = max(self._due_s(watched), young_until_s)
-            if due_s > now_s:
-                next_s = min(next_s, due_s)
+            leeway_s = watched.leeway_s()
+            due = due_s - leeway_s <= now_s
+            if due and young_until_s <= now_s:
+                watched.ask(now_s)
+                young_until_s = watched.young_until_s()
                 continue
-            watched.ask(now_s)
-            young_until_s = watched.young_until_s()
+            self._held = self._held or due
+            next_s = min(next_s, max(due_s + leeway_s, young_until_s))
         return next_s
+
+    def _asked(self, *, in_a_hurry: bool) -> None:
+        """In the thread of a request that has ended."""
+        if self._held or in_a_hurry:
+            self._nudged.set()
 
     def _due_s(self, watched: Watched) -> float:
         return watched.due_s(self._spread(watched))

@@ -12,7 +12,18 @@ from appliance_agent import canary, preload
 from appliance_agent.access_log import Access, Event, Parser, Result, Source, Timing
 from appliance_agent.canary import Question
 from appliance_agent.config import HealthConfig
-from appliance_agent.due import AT_ONCE, YOUNG_S, due_s, is_hopeless, is_left_out, is_questionable, was_alone
+from appliance_agent.due import (
+    AT_ONCE,
+    LEEWAY_S,
+    YOUNG_S,
+    due_s,
+    is_hopeless,
+    is_left_out,
+    is_questionable,
+    is_quiet,
+    leeway_s,
+    was_alone,
+)
 from appliance_agent.evidence import Canary, Evidence, Load, Outcome, Running
 from appliance_agent.gpus import GpuSnapshot
 from appliance_agent.http import Broken, Cancel, ExchangeError, Meter, Server
@@ -26,11 +37,16 @@ ANSWER_S: Final = 2.0  # for /api/ps and /api/version, which take a millisecond
 _CANARIES_MAX: Final = 20
 _NEWS: Final = 5  # canaries of a container that may prove it
 _MOVES_S: Final = 0.1  # lines that come closer together tell the same
+_QUIET_LOOK_S: Final = 1.5  # every other of the looks at all
 _SILENCE_S: Final = 1.0  # after so long a token is news
 
 
 class Closeable(Protocol):
     def close(self) -> None: ...
+
+
+class Asked(Protocol):
+    def __call__(self, *, in_a_hurry: bool) -> None: ...
 
 
 Follow = Callable[[str, Sink], Closeable]  # a container's log, line by line, from now on
@@ -44,7 +60,7 @@ class Around:
     processes: Processes
     server_port: int  # inside the containers
     wake: Wake  # the loop
-    nudge: Callable[[], None]  # the thread that decides when to ask
+    asked: Asked  # the thread that decides when to ask
     on_canary: Callable[[int, Canary], None]
     on_access: Callable[[int, Event], None]  # what the log says, without our own requests
     on_line: Callable[[Source, Result], None]
@@ -66,6 +82,8 @@ class Watched:
         self._asker: threading.Thread | None = None
         self._asking_since_s: float | None = None
         self._asked_s: float | None = None
+        self._looked_s = float("-inf")
+        self._questionable = False
         self._cancel = Cancel()
         self._closed = False
 
@@ -92,17 +110,30 @@ class Watched:
     # --- the deciding thread -----------------------------------------------------------------------------------------
 
     def look(self, snapshot: GpuSnapshot, now_s: float, *, closely: bool) -> None:
-        rate = self.config.flow_bytes_per_s
-        count = closely or is_questionable(self._evidence, now_s)
+        before, rate = self._evidence, self.config.flow_bytes_per_s
+        quiet = is_quiet(before, self.config, now_s) and not closely and not self._own.holds
+        if quiet and now_s - self._looked_s < _QUIET_LOOK_S:
+            return
+        self._looked_s = now_s
+        questionable = is_questionable(before, now_s)
         self._update(
-            lambda before: self._sight.look(before, snapshot, flow_bytes_per_s=rate, count_peers=count, now_s=now_s)
+            lambda before: self._sight.look(
+                before, snapshot, flow_bytes_per_s=rate, count_peers=closely or questionable, now_s=now_s
+            )
         )
+        if (questionable and not self._questionable) or self._evidence.on_gpu is not before.on_gpu:
+            self._around.wake()
+        self._questionable = questionable
         if is_hopeless(self._evidence, self.config, now_s):
             self._cancel()
         if self._own.holds:
             with self._lock:
                 free = self._own.overdue(now_s)
             self._count(free)
+
+    def leeway_s(self) -> float:
+        """By how much its turn may be earlier or later."""
+        return leeway_s(self._evidence, self.config)
 
     def due_s(self, spread: float) -> float:
         return due_s(self._evidence, self.config, asked_s=self._asked_s, spread=spread)
@@ -130,7 +161,7 @@ class Watched:
         finally:
             self._asked_s = time.monotonic()
             self._asking_since_s = None
-            self._around.nudge()
+            self._around.asked(in_a_hurry=self.leeway_s() < LEEWAY_S)
 
     def _preload_or_canary(self) -> None:
         self._cancel = cancel = Cancel()
@@ -181,6 +212,7 @@ class Watched:
     def _preload(self, cancel: Cancel) -> None:
         load = Load(time.monotonic())
         self._update(lambda before: replace(before, load=load))
+        self._around.wake()
         load = preload.preload(self._server, started_s=load.started_s, cancel=cancel)
         good = load.outcome is Outcome.OK
         self._update(lambda before: replace(before, load=load, loaded=good or before.loaded))
