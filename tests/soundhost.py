@@ -114,7 +114,7 @@ def release(*, image: str = IMAGE, image_id: str = "sha256:" + "ab" * 32) -> Rel
 def canary(*, ended_s: float = NOW.mono_s - 4, outcome: Outcome = Outcome.OK, speed: float = 41.5) -> Canary:
     if outcome is not Outcome.OK:
         return Canary(ended_s - 8, ended_s, outcome, detail=f"no token within 8 s ({outcome.value})")
-    return Canary(ended_s - 0.5, ended_s, outcome, first_token_s=0.21, longest_gap_s=0.03, tokens=8, tokens_per_s=speed)
+    return Canary(ended_s - 0.5, ended_s, outcome, first_token_s=0.21, tokens=8, tokens_per_s=speed)
 
 
 def plan(index: int) -> SlotPlan:

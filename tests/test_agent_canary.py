@@ -130,7 +130,7 @@ def answering(answer: bytes, *, reset: bool = False) -> Iterator[int]:
         listener.close()
 
 
-def test_a_good_answer_is_told_piece_by_piece(start: Start, asked: Callable[[Server], Asked]) -> None:
+def test_a_good_answer_is_told_as_it_grows(start: Start, asked: Callable[[Server], Asked]) -> None:
     server = start()
     talk = asked(at(server))
     result = talk.future.result(10)
@@ -139,11 +139,12 @@ def test_a_good_answer_is_told_piece_by_piece(start: Start, asked: Callable[[Ser
     assert result.tokens == QUESTION.tokens
     assert result.tokens_per_s
     assert result.first_token_s
-    assert result.longest_gap_s
-    assert [running.pieces for running in talk.heard] == list(range(len(talk.heard)))
+    pieces = [running.pieces for running in talk.heard]
+    assert pieces == sorted(set(pieces))
+    assert pieces[0] == 0
+    assert pieces[-1] > 4
     assert talk.heard[0].first_token_s is None
     assert talk.heard[1].first_token_s == talk.heard[-1].first_token_s
-    assert len(talk.heard) > 4
 
 
 def test_the_canary_tells_when_it_had_to_load_the_model(start: Start) -> None:
@@ -284,7 +285,6 @@ def test_a_stall_shows_in_the_age_of_the_last_token(start: Start, asked: Callabl
     result = talk.future.result(10)
 
     assert result.outcome is Outcome.OK
-    assert result.longest_gap_s is not None
     last_s = [running.last_token_s for running in talk.heard if running.last_token_s is not None]
     assert max(last_s) > stalled_s > min(last_s)
 

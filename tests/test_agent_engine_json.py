@@ -21,7 +21,7 @@ from appliance_agent.engine_json import (
     parse_row,
     parse_time,
 )
-from appliance_agent.http_lines import HttpLines, HttpLinesError
+from appliance_agent.http_answer import HttpAnswer, HttpAnswerError, HttpLines
 from appliance_agent.pull_progress import PullProgress
 from appliance_agent.spec import LABEL_GPUS, LABEL_MANAGED, LABEL_RELEASE_JSON, LABEL_SLOT, ContainerSpec, SlotPlan
 from appliance_image.contract import LABEL_LAYOUT, LABEL_MODEL
@@ -204,11 +204,37 @@ def test_an_answer_that_is_cut_has_not_ended() -> None:
         assert not lines.ended
 
 
+PLAIN = b"HTTP/1.1 404 Not Found\r\ncontent-length:  5\r\n\r\nhello"
+ENDLESS = b"HTTP/1.0 200 OK\r\n\r\nhello"
+
+
+@pytest.mark.parametrize("size", range(1, len(PLAIN) + 1))
+@pytest.mark.parametrize(("wire", "ends"), [(PLAIN, True), (PLAIN + b"HTTP/1.1 200 OK", True), (ENDLESS, False)])
+def test_a_body_has_the_length_that_was_told_or_ends_with_the_connection(wire: bytes, size: int, *, ends: bool) -> None:
+    answer = HttpAnswer()
+
+    body = b"".join(answer.feed(wire[i : i + size]) for i in range(0, len(wire), size))
+
+    assert body == b"hello"
+    assert answer.ended is ends
+    answer.close()
+    assert answer.ended
+
+
+@pytest.mark.parametrize("wire", [b"", HEAD[:-1], HEAD, HEAD + b"2\r\nab\r\n", PLAIN[:-1]])
+def test_an_answer_that_broke_off_is_an_error_at_the_end(wire: bytes) -> None:
+    answer = HttpAnswer()
+    answer.feed(wire)
+
+    with pytest.raises(HttpAnswerError):
+        answer.close()
+
+
 @pytest.mark.parametrize(
-    "wire", [b"SSH-2.0\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\r\n\r\n", HEAD + b"zz\r\n", b"x" * 70000]
+    "wire", [b"SSH-2.0\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\r\n\r\n", HEAD + b"zz\r\n", HEAD + b"-1\r\n", b"x" * 70000]
 )
 def test_what_is_no_http_is_refused(wire: bytes) -> None:
-    with pytest.raises(HttpLinesError):
+    with pytest.raises(HttpAnswerError):
         HttpLines().feed(wire)
 
 
@@ -217,7 +243,7 @@ def test_no_bytes_break_the_decoder_in_another_way(wire: bytes) -> None:
     try:
         HttpLines().feed(wire)
         HttpLines().feed(HEAD + wire)
-    except HttpLinesError:
+    except HttpAnswerError:
         pass
 
 

@@ -64,7 +64,7 @@ DECIDING = {
         "gpu_choice",
         "gpu_facts",
         "gpu_meters",
-        "http_lines",
+        "http_answer",
         "injection",
         "metrics",
         "metrics_gpu",

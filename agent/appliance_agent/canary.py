@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from appliance_agent.access_log import MARK
 from appliance_agent.evidence import Canary, Outcome, Running
 from appliance_agent.http import Answer, Broken, Cancel, ExchangeError, Server, exchange
 from appliance_image.chat import ChatError, Decoder, Done, Piece
+
+_GATHER_S: Final = 0.1  # after some tokens, until the next are looked at: one wake for several
 
 Progress = Callable[[Running], None]
 _OUTCOMES: Final = {
@@ -74,7 +76,6 @@ class _Talk:
     def __init__(self, started_s: float, progress: Progress) -> None:
         self._running = Running(started_s)
         self._progress = progress
-        self._longest_gap_s: float | None = None
         progress(self._running)
 
     def heard(self, answer: Answer) -> Canary:
@@ -82,16 +83,21 @@ class _Talk:
         decoder = Decoder()
         done: Done | None = None
         for chunk in answer.chunks():
+            pieces = 0
             for event in decoder.feed(chunk):
                 if isinstance(event, Piece):
-                    self._piece(time.monotonic())
+                    pieces += 1
                 else:
                     done = event
+            if pieces:
+                self._spoken(pieces)
+            if pieces and done is None:
+                time.sleep(_GATHER_S)
         decoder.close()
         if done is None or (self._running.pieces == 0 and done.answer_tokens < 2):  # the end token counts as one
             return self.ended(Outcome.NO_TOKENS, "the answer is empty", done)
         if self._running.pieces == 0:
-            self._piece(time.monotonic())  # tokens without a text of their own, such as tags
+            self._spoken(1)  # tokens without a text of their own, such as tags
         return self.ended(Outcome.OK, "", done)
 
     def ended(self, outcome: Outcome, detail: str, done: Done | None = None) -> Canary:
@@ -103,7 +109,6 @@ class _Talk:
             outcome=outcome,
             detail=detail,
             first_token_s=None if first_s is None else first_s - running.started_s,
-            longest_gap_s=self._longest_gap_s,
             tokens=done.answer_tokens if done else 0,
             tokens_per_s=done.tokens_per_s if done else None,
             answer_s=done.answer_s if done else None,
@@ -111,10 +116,8 @@ class _Talk:
             load_s=done.load_s if done else 0.0,
         )
 
-    def _piece(self, now_s: float) -> None:
-        before = self._running
-        if before.last_token_s is not None:
-            self._longest_gap_s = max(self._longest_gap_s or 0.0, now_s - before.last_token_s)
+    def _spoken(self, pieces: int) -> None:
+        before, now_s = self._running, time.monotonic()
         first_s = now_s if before.first_token_s is None else before.first_token_s
-        self._running = replace(before, first_token_s=first_s, last_token_s=now_s, pieces=before.pieces + 1)
+        self._running = Running(before.started_s, first_s, now_s, before.pieces + pieces)
         self._progress(self._running)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, cast
 from urllib.parse import urlencode
 
-from appliance_agent.http_lines import HttpLines, HttpLinesError
+from appliance_agent.http_answer import HttpAnswerError, HttpLines
 from appliance_image.errors import ApplianceError
 
 LOG_HINT: Final = "the engine's log tells more: `journalctl -u docker -n 50`"
@@ -162,7 +162,7 @@ class EngineStream:
             raise EngineAwayError(f"{self._doing}: the Docker Engine ended the connection", hint=START_HINT)
         try:
             self._waiting += self._lines.feed(data)
-        except HttpLinesError as error:
+        except HttpAnswerError as error:
             raise EngineError(f"{self._doing}: {error}") from error
 
     def _check_status(self, timeout_s: float) -> None:
@@ -212,7 +212,7 @@ def _pong(answer: bytes, process: str) -> Pong:
     lines = HttpLines()
     try:
         lines.feed(answer)
-    except HttpLinesError as error:
+    except HttpAnswerError as error:
         raise EngineError(f"what listens at the Docker Engine's socket does not speak HTTP: {error}") from error
     if not lines.status:
         raise EngineAwayError("the Docker Engine ended the connection", hint=START_HINT)

@@ -39,7 +39,6 @@ class Canary:
     outcome: Outcome
     detail: str = ""  # the error, in words
     first_token_s: float | None = None  # seconds from the request to the first piece, thinking counts
-    longest_gap_s: float | None = None  # between two pieces
     tokens: int = 0  # eval_count
     tokens_per_s: float | None = None
     answer_s: float | None = None  # eval_duration; None: no end was heard. The log says the same of the same request

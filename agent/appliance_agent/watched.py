@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -39,6 +41,7 @@ _NEWS: Final = 5  # canaries of a container that may prove it
 _MOVES_S: Final = 0.1  # lines that come closer together tell the same
 _QUIET_LOOK_S: Final = 1.5  # every other of the looks at all
 _SILENCE_S: Final = 1.0  # after so long a token is news
+_LOG = logging.getLogger(__name__)
 
 
 class Closeable(Protocol):
@@ -60,6 +63,7 @@ class Around:
     processes: Processes
     server_port: int  # inside the containers
     wake: Wake  # the loop
+    begin: Callable[[Callable[[], None]], Future[None]]  # in a thread of its own
     asked: Asked  # the thread that decides when to ask
     on_canary: Callable[[int, Canary], None]
     on_access: Callable[[int, Event], None]  # what the log says, without our own requests
@@ -79,7 +83,7 @@ class Watched:
         self._parser = Parser()
         self._own = OwnLines()
         self._tail: Closeable | None = None
-        self._asker: threading.Thread | None = None
+        self._asking: Future[None] | None = None
         self._asking_since_s: float | None = None
         self._asked_s: float | None = None
         self._looked_s = float("-inf")
@@ -103,8 +107,8 @@ class Watched:
         self.stop()
         if self._tail:
             self._tail.close()
-        if self._asker:
-            self._asker.join(10)
+        if self._asking:
+            wait([self._asking], 10)
         self._count(self._own.overdue(float("inf")))
 
     # --- the deciding thread -----------------------------------------------------------------------------------------
@@ -149,8 +153,7 @@ class Watched:
 
     def ask(self, now_s: float) -> None:
         self._asking_since_s = now_s
-        self._asker = threading.Thread(target=self._ask, name=f"ask {self.target.slot}", daemon=True)
-        self._asker.start()
+        self._asking = self._around.begin(self._ask)
 
     # --- the asking thread -------------------------------------------------------------------------------------------
 
@@ -158,6 +161,8 @@ class Watched:
         try:
             if not self._closed:
                 self._preload_or_canary()
+        except Exception:  # noqa: BLE001 - it is asked again, and the journal must say so
+            _LOG.exception("asking slot %d failed, please report it as a bug", self.target.slot)
         finally:
             self._asked_s = time.monotonic()
             self._asking_since_s = None

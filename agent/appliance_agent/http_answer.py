@@ -1,0 +1,119 @@
+"""An HTTP/1.1 answer, sans I/O: bytes in, its body out, boundaries irrelevant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+_HEAD_MAX: Final = 65536
+_STATUS: Final = re.compile(rb"HTTP/1\.\d (\d{3})(?: |$)")
+
+
+class HttpAnswerError(Exception):
+    """What arrives is not HTTP, or less than was announced."""
+
+
+class HttpAnswer:
+    """`status` is 0 until the head is there; `ended` is true after a proper end of the body. Trailers are left unread."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.ended = False
+        self._raw = b""
+        self._chunked = False
+        self._left: int | None = None  # of the body, or of the chunk; None: all that comes
+
+    def feed(self, data: bytes) -> bytes:
+        """What it adds to the body. Raises HttpAnswerError."""
+        self._raw += data
+        if not self.status and not self._take_head():
+            return b""
+        return b"".join(self._chunks()) if self._chunked else self._plain()
+
+    def close(self) -> None:
+        """The connection has ended. Raises HttpAnswerError if the answer has not."""
+        if not self.status:
+            raise HttpAnswerError("no answer")
+        if not self.ended and (self._chunked or self._left is not None):
+            raise HttpAnswerError("the answer broke off")
+        self.ended = True
+
+    def _take_head(self) -> bool:
+        head, end, rest = self._raw.partition(b"\r\n\r\n")
+        if not end:
+            if len(self._raw) > _HEAD_MAX:
+                raise HttpAnswerError("a head without an end")
+            return False
+        first, *fields = head.split(b"\r\n")
+        match = _STATUS.match(first)
+        if not match:
+            raise HttpAnswerError(f"not HTTP: {first[:60]!r}")
+        for field in fields:
+            name, _, value = field.lower().partition(b":")
+            if name == b"transfer-encoding":
+                self._chunked = value.strip() == b"chunked"
+            elif name == b"content-length":
+                self._left = _number(value.strip(), 10)
+        self._left = 0 if self._chunked else self._left
+        self.status, self._raw = int(match[1]), rest
+        return True
+
+    def _plain(self) -> bytes:
+        body, self._raw = self._raw[: self._left], b""
+        if self._left is not None:
+            self._left -= len(body)
+            self.ended = self._left == 0
+        return body
+
+    def _chunks(self) -> Iterator[bytes]:
+        while self._raw and not self.ended:
+            if self._left:
+                piece, self._raw = self._raw[: self._left], self._raw[self._left :]
+                self._left -= len(piece)
+                yield piece
+                continue
+            line, end, rest = self._raw.partition(b"\r\n")
+            if not end:
+                if len(self._raw) > _HEAD_MAX:
+                    raise HttpAnswerError("the size of a chunk without an end")
+                return
+            self._raw = rest
+            if line:  # else it is the end of the chunk before
+                self._left = _number(line.partition(b";")[0].strip(), 16)
+                self.ended = self._left == 0
+
+
+class HttpLines:
+    """An answer whose body is lines."""
+
+    def __init__(self) -> None:
+        self._answer = HttpAnswer()
+        self._rest = b""
+
+    @property
+    def status(self) -> int:
+        return self._answer.status
+
+    @property
+    def ended(self) -> bool:
+        return self._answer.ended
+
+    @property
+    def rest(self) -> bytes:
+        """A last line without an end."""
+        return self._rest
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Raises HttpAnswerError."""
+        *lines, self._rest = (self._rest + self._answer.feed(data)).split(b"\n")
+        return [line.rstrip(b"\r") for line in lines if line.strip()]
+
+
+def _number(text: bytes, base: int) -> int:
+    if not text.isalnum():  # int() also takes signs, spaces and underscores
+        raise HttpAnswerError(f"not a size: {text[:60]!r}")
+    try:
+        return int(text, base)
+    except ValueError as error:
+        raise HttpAnswerError(f"not a size: {text[:60]!r}") from error
