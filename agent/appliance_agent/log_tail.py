@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import calendar
 import contextlib
-import http.client
 import re
 import socket
 import threading
@@ -15,7 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from appliance_agent.engine_socket import EngineError, dial
+from appliance_agent.http_answer import HttpAnswer, HttpAnswerError
+
 _PAUSES_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_RECEIVE_BYTES: Final = 64 * 1024
 _LINE_BYTES_MAX: Final = 64 * 1024
 _FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
 _CONTAINERS_MAX: Final = 64  # that are remembered
@@ -114,23 +117,18 @@ class LogTail:
         attempt = 0
         while not self._closed.is_set():
             newest = self._lines.newest
-            with contextlib.suppress(OSError, http.client.HTTPException, FrameError):
+            with contextlib.suppress(OSError, EngineError, HttpAnswerError, FrameError):
                 self._read()
             attempt = 0 if self._lines.newest != newest else attempt + 1
             self._closed.wait(_PAUSES_S[min(attempt, len(_PAUSES_S) - 1)])
 
     def _read(self) -> None:
-        """Until the stream ends. Raises OSError, HTTPException and FrameError."""
-        connection = _UnixConnection(self._socket_path, self._connect_s)
-        with contextlib.closing(connection):
-            connection.connect()
-            link = connection.sock
+        """Until the stream ends. Raises OSError, EngineError, HttpAnswerError and FrameError."""
+        with dial(self._socket_path, timeout_s=self._connect_s) as link:
             if self._holds(link):
-                connection.request("GET", self._path(self._lines.begin(_now())))
-                with contextlib.closing(connection.getresponse()) as response:
-                    if response.status == 200:
-                        link.settimeout(None)
-                        self._take(response)
+                path = self._path(self._lines.begin(_now()))
+                link.sendall(f"GET {path} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n".encode())
+                self._take(link)
             self._holds(None)
 
     def _holds(self, link: socket.socket | None) -> bool:
@@ -138,9 +136,17 @@ class LogTail:
             self._link = link
             return not self._closed.is_set()
 
-    def _take(self, response: http.client.HTTPResponse) -> None:
-        frames = Frames()
-        while chunk := response.read1(64 * 1024):
+    def _take(self, link: socket.socket) -> None:
+        answer, frames = HttpAnswer(), Frames()
+        while not answer.ended:
+            data = link.recv(_RECEIVE_BYTES)
+            if not data:
+                answer.close()
+            chunk = answer.feed(data)
+            if answer.status not in (0, 200):
+                return
+            if answer.status and link.gettimeout():
+                link.settimeout(None)
             for stream, payload in frames.feed(chunk):
                 for line in self._lines.feed(stream, payload):
                     self._sink(line)
@@ -169,17 +175,6 @@ class LogFollower:
             del self._tails[next(iter(self._tails))]
         tail.start()
         return tail
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout_s: float) -> None:
-        super().__init__("docker", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 def _now() -> Stamp:

@@ -58,6 +58,7 @@ class Watch:
         )
         self._targets: tuple[Target, ...] = ()
         self._closely: frozenset[int] = frozenset()
+        self._followed: tuple[tuple[Target, ...], HealthConfig] = ((), config)
         self._watched: Mapping[int, Watched] = {}
         self._spreads: dict[int, tuple[float | None, float]] = {}
         self._looked_s = float("-inf")
@@ -104,14 +105,18 @@ class Watch:
             self._nudged.wait(max(0.01, next_s - time.monotonic()))
 
     def _follow_targets(self) -> None:
-        wanted = {target.slot: target for target in self._targets}
+        targets, config = self._targets, self._config
+        if self._followed == (targets, config):  # the same objects, mostly
+            return
+        self._followed = (targets, config)
+        wanted = {target.slot: target for target in targets}
         kept = {slot: watched for slot, watched in self._watched.items() if wanted.get(slot) == watched.target}
         gone = [watched for watched in self._watched.values() if watched not in kept.values()]
-        new = [Watched(target, self._around, self._config) for slot, target in wanted.items() if slot not in kept]
+        new = [Watched(target, self._around, config) for slot, target in wanted.items() if slot not in kept]
         if gone or new:
             self._watched = {watched.target.slot: watched for watched in (*kept.values(), *new)}
         for watched in kept.values():
-            watched.config = self._config
+            watched.config = config
         for watched in gone:
             watched.stop()
             watched.close()
