@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from appliance_agent.beat import beat
 from appliance_agent.config import Config
 from appliance_agent.containers import EngineSeen, ImageSeen, PullSeen
 from appliance_agent.engine_board import EngineBoard
@@ -143,7 +144,8 @@ class DockerSource:
     def _ask_whether_it_lives(self) -> None:
         now_s = self._clock()
         if self._ping.socket is None and now_s >= self._due["ping"]:
-            self._due["ping"] = now_s + (min(_PING_S, self._timeout_s / 2) if self.seen().up else _AGAIN_S)
+            pause_s = beat(now_s + min(_PING_S, self._timeout_s / 2)) if self.seen().up else now_s + _AGAIN_S
+            self._due["ping"] = pause_s
             if self._asked_s <= self._answered_s:  # the first question without an answer counts
                 self._asked_s = now_s
             with contextlib.suppress(EngineSilentError):  # its queue is full; judged below like any silence
@@ -216,10 +218,10 @@ class DockerSource:
             self.board.publish(image=image)
 
     def _list(self, connection: EngineConnection, now_s: float, *, everybody: bool) -> None:
-        self._due["list"] = now_s + _LIST_S
+        self._due["list"] = beat(now_s + _LIST_S)
         obstacles = self.seen().obstacles
         if everybody:
-            self._due["all"] = now_s + _LIST_ALL_S
+            self._due["all"] = beat(now_s + _LIST_ALL_S)
             listing = connection.everybodys()
             obstacles = parse_obstacles(listing, self._plans, prefix=self._prefix, address=self._address)
             listing = [row for row in listing if managed_by(row.get("Labels") or {}, self._prefix)]

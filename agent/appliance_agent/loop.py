@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from appliance_agent.beat import beat
 from appliance_agent.config import Config
 from appliance_agent.config_file import load
 from appliance_agent.due import is_questionable
@@ -76,9 +77,8 @@ class Loop:
         self._reload = threading.Event()
         self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._host = Host()
-        self._trusted_s = self._ticked_s = 0.0
+        self._trusted_s = self._due_s = 0.0  # the next tick, unless something happens before
         self._watchdog_s = 0.0
-        self._rest_s = TICK_S  # until the next tick
         started = clock()
         self._snapshot = Snapshot(
             started,
@@ -127,7 +127,7 @@ class Loop:
         if problem:
             self._journal.warning(problem)
         self._host = replace(host, down=self._host.down, pull_due=self._config.pull == "always")
-        self._trusted_s = self._ticked_s = moment.mono_s
+        self._trusted_s = self._due_s = moment.mono_s
 
     def _first_look(self) -> None:
         """Wait until engine and driver have said something, so that the first decisions are made with open eyes."""
@@ -141,18 +141,17 @@ class Loop:
             self._wake.clear()
 
     def _wait(self) -> None:
-        """On a fixed grid, or earlier when there is news."""
-        left_s = self._ticked_s + self._rest_s - self._clock().mono_s
+        """Until then, or until there is news."""
+        left_s = self._due_s - self._clock().mono_s
         if left_s > 0:
             self._wake.wait(left_s)
 
     def _tick(self) -> None:
         moment = self._clock()
-        late_s = moment.mono_s - self._ticked_s - self._rest_s
+        late_s = moment.mono_s - self._due_s
         if late_s > _PAUSE_S:
             self._trusted_s = moment.mono_s
             self._journal.warning(f"the agent itself stood still for {late_s:.0f} s: what it knew is not trusted")
-        self._ticked_s = moment.mono_s
         if self._reload.is_set():
             self._reload.clear()
             self._read_again(moment)
@@ -169,7 +168,8 @@ class Loop:
         self._neighbours.engine.expect(observed.seen.plans)
         there = news.engine.containers
         self._neighbours.health.watch(targets(self._host, there), watched_closely(self._host, there))
-        self._rest_s = CALM_S if _is_calm(self._host, news.evidence.values(), moment.mono_s) else TICK_S
+        calm = _is_calm(self._host, news.evidence.values(), moment.mono_s)
+        self._due_s = beat(moment.mono_s + (CALM_S if calm else TICK_S))
         self._announce(moment, news, problems, late_s)
 
     def _news(self) -> News:

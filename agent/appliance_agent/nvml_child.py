@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from appliance_agent.beat import beat
 from appliance_agent.gpu_wire import Line, Starting, Writer, for_people
 from appliance_agent.gpus import Gpu, GpuSnapshot
 from appliance_agent.nvml_pace import Pace
@@ -131,14 +132,13 @@ def _serve(*, faster: float, with_nvlink: bool) -> None:
     missing = _bindings_missing()
     _give_back_memory()
     watch = Watch(pipe, faster=faster, with_nvlink=with_nvlink)
-    next_s = time.monotonic()
     while True:
         if missing:
             pipe.write(GpuSnapshot(at_s=time.monotonic(), up=False, because=missing))
         else:
             watch.tick()
-        next_s = max(next_s + _LOOK_S / faster, time.monotonic())
-        time.sleep(max(0.0, next_s - time.monotonic()))
+        now_s = time.monotonic()
+        time.sleep(max(0.0, beat(now_s + _LOOK_S / faster, _LOOK_S / faster) - now_s))
 
 
 def _bindings_missing() -> str | None:

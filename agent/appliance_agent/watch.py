@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from appliance_agent.access_log import Event, Result, Source
+from appliance_agent.beat import beat
 from appliance_agent.config import HealthConfig
 from appliance_agent.evidence import Canary, Evidence
 from appliance_agent.gpus import GpuSnapshot
@@ -61,7 +62,7 @@ class Watch:
         self._followed: tuple[tuple[Target, ...], HealthConfig] = ((), config)
         self._watched: Mapping[int, Watched] = {}
         self._spreads: dict[int, tuple[float | None, float]] = {}
-        self._looked_s = float("-inf")
+        self._look_s = float("-inf")  # the next one
         self._held = False  # somebody's turn is put off until another one was asked
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -98,10 +99,10 @@ class Watch:
             self._nudged.clear()
             self._follow_targets()
             now_s = time.monotonic()
-            if now_s - self._looked_s >= LOOK_S:
-                self._looked_s = now_s
+            if now_s >= self._look_s:
+                self._look_s = beat(now_s + LOOK_S)
                 self._look(now_s)
-            next_s = min(self._looked_s + LOOK_S, self._ask(now_s))
+            next_s = min(self._look_s, self._ask(now_s))
             self._nudged.wait(max(0.01, next_s - time.monotonic()))
 
     def _follow_targets(self) -> None:
