@@ -16,12 +16,14 @@ from appliance_agent.nvml_calls import (
     TOO_SMALL,
     Ask,
     Call,
+    Handle,
     NvmlError,
     Subject,
     Values,
     code_of,
     function,
     nvml,
+    shared,
 )
 
 _BUSY, _TRANSMIT, _RECEIVE = "busy_s", "pcie_transmit_bytes", "pcie_receive_bytes"
@@ -38,17 +40,17 @@ _MIB: Final = 1024 * 1024
 
 
 def processes(name: str) -> Call:
-    def prepare(subject: Subject) -> Ask:
+    def make() -> Ask:
         asked, count = function(name), ctypes.c_uint()
         room = [ctypes.create_string_buffer(_PROCESSES * _PROCESS.size)]
 
-        def ask(values: Values) -> int:
+        def ask(handle: Handle, values: Values) -> int:
             count.value = len(room[0]) // _PROCESS.size
-            code = asked(subject.handle, ctypes.byref(count), room[0])
+            code = asked(handle, ctypes.byref(count), room[0])
             if code == TOO_SMALL:
                 room[0] = ctypes.create_string_buffer((2 * count.value + 1) * _PROCESS.size)
                 count.value = len(room[0]) // _PROCESS.size
-                code = asked(subject.handle, ctypes.byref(count), room[0])
+                code = asked(handle, ctypes.byref(count), room[0])
             if not code:
                 told = memoryview(room[0])[: count.value * _PROCESS.size]
                 values["processes"] = tuple(
@@ -59,7 +61,7 @@ def processes(name: str) -> Call:
 
         return ask
 
-    return Call(name, prepare)
+    return Call(name, shared(make))
 
 
 def busy_samples() -> Call:
@@ -78,7 +80,7 @@ def busy_samples() -> Call:
                 subject.handle, _UTILIZATION_SAMPLES, seen, ctypes.byref(kind), ctypes.byref(count), room[0]
             )  # fmt: skip
 
-        def ask(values: Values) -> int:
+        def ask(_: Handle, values: Values) -> int:
             code = once(meters.busy.seen_us)
             if code == TOO_SMALL:
                 room[0] = ctypes.create_string_buffer(4 * len(room[0]))
@@ -98,13 +100,13 @@ def busy_samples() -> Call:
 def retired_pages() -> Call:
     name = "nvmlDeviceGetRetiredPages"
 
-    def prepare(subject: Subject) -> Ask:
+    def make() -> Ask:
         asked, count = function(name), ctypes.c_uint()
 
-        def ask(values: Values) -> int:
+        def ask(handle: Handle, values: Values) -> int:
             for gives, cause in _CAUSES:
                 count.value = 0
-                code = asked(subject.handle, cause, ctypes.byref(count), None)
+                code = asked(handle, cause, ctypes.byref(count), None)
                 if code not in (SUCCESS, TOO_SMALL):
                     return code
                 values[gives] = count.value
@@ -112,7 +114,7 @@ def retired_pages() -> Call:
 
         return ask
 
-    return Call(name, prepare)
+    return Call(name, shared(make))
 
 
 class _Gpm:
@@ -127,7 +129,7 @@ class _Gpm:
         self._taken_s: float | None = None
         self._pairs = 0
 
-    def ask(self, values: Values) -> int:
+    def ask(self, _: Handle, values: Values) -> int:
         if not self._samples and (code := self._open()):
             return code
         before, after = self._samples

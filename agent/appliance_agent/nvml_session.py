@@ -114,6 +114,8 @@ class Session:
         """Whether GPUs were lost, came back or changed their mode; what they support is then asked again."""
         before = self._conditions
         self._conditions = {uuid: (reading.sound, reading.mig_enabled) for uuid, reading in readings.items()}
+        if self._conditions == before:
+            return False
         changed = [uuid for uuid in before if self._conditions.get(uuid, before[uuid]) != before[uuid]]
         for uuid in changed:
             self._devices[uuid].forget()
