@@ -165,6 +165,21 @@ def test_an_xid_arrives_at_once_and_wakes_the_loop(host: GpuHost) -> None:
         assert host.woken == woken + 1
 
 
+def test_no_xid_is_missed_while_gpus_come_and_go(host: GpuHost) -> None:
+    codes = [*range(100, 148)]
+    with host.watched():
+        host.until_up()
+        host.until_later()
+        for code in codes:
+            host.world.xid(host.world.gpus[0], code)
+            if code % 12 == 0:
+                host.world.gpus[2:] = [] if host.world.gpus[2:] else [FakeGpu("GPU-cccc")]
+            host.change()
+            seen = host.until(lambda seen, code=code: code in [xid.code for xid in seen.xids], f"XID {code}")
+
+        assert [xid.code for xid in seen.xids] == codes
+
+
 def test_a_gpu_that_reports_no_xids_keeps_no_other_from_it(host: GpuHost) -> None:
     host.world.gpus[0].reports_xids = False
     host.change()

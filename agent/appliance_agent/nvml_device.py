@@ -142,7 +142,7 @@ class Device:
             if words := self._note(FIELD_BATCH, code):
                 fresh[Interval.SECOND]["error"] = words
             return
-        for field_, _, kind, code, raw in batch.told():
+        for field_, (_, _, _, _, kind, code, raw) in batch.told():
             if code:
                 self._note(field_.key, code)
             elif field_.counts:

@@ -106,12 +106,9 @@ class Batch:
     def ask(self, handle: Handle) -> int:
         return self._ask(handle, len(self.fields), self._buffer)
 
-    def told(self) -> Iterator[tuple[Field, int, int, int, int]]:
-        """For each field: what the driver says it took, the type, the return code and the value as it lies in memory."""
-        for field, (_, _, _, latency_us, kind, code, raw) in zip(
-            self.fields, _FIELD.iter_unpack(self._buffer), strict=True
-        ):
-            yield field, latency_us, kind, code, raw
+    def told(self) -> Iterator[tuple[Field, tuple[int, ...]]]:
+        """For each field what stands in memory: `_FIELD`, with a return code and what the driver says it took."""
+        return zip(self.fields, _FIELD.iter_unpack(self._buffer), strict=True)
 
 
 batch_of: Final = cache(Batch)

@@ -71,7 +71,7 @@ def _gpu(handle: Handle) -> Iterator[str]:
             yield _row(call.name, _repeated(call, subject))
     batch = Batch((*FIELDS, *NVLINK_FIELDS))
     yield _row(f"{FIELD_BATCH}, all {len(batch.fields)}", lambda: _checked(batch.ask(handle), "answered"))
-    for field, latency_us, kind, code, raw in batch.told():
+    for field, (_, _, _, latency_us, kind, code, raw) in batch.told():
         shown = f"error {code}: {NvmlError(code)}" if code else f"{field.gives}={value_of(field, kind, raw)}"
         yield f"  field {field.id:3} {field.name:<38} driver says {latency_us:8} us  type {kind}  {shown}"
 
