@@ -1,6 +1,7 @@
 """GPUs that are lost, return, come, go, change places or are cut into MIG devices, and the XIDs that they report."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import fakenvml
@@ -9,7 +10,7 @@ from engines import wait_until
 from fakenvml import GIB, FakeGpu, FakeMig, World
 from gpuwatch import GpuHost
 
-from appliance_agent.gpus import GpuProcess
+from appliance_agent.gpus import GpuProcess, GpuSnapshot
 from appliance_agent.nvml_process import COMMAND
 
 
@@ -165,6 +166,10 @@ def test_an_xid_arrives_at_once_and_wakes_the_loop(host: GpuHost) -> None:
         assert host.woken == woken + 1
 
 
+def reports(code: int, seen: GpuSnapshot) -> bool:
+    return any(xid.code == code for xid in seen.xids)
+
+
 def test_no_xid_is_missed_while_gpus_come_and_go(host: GpuHost) -> None:
     codes = [*range(100, 148)]
     with host.watched():
@@ -175,9 +180,9 @@ def test_no_xid_is_missed_while_gpus_come_and_go(host: GpuHost) -> None:
             if code % 12 == 0:
                 host.world.gpus[2:] = [] if host.world.gpus[2:] else [FakeGpu("GPU-cccc")]
             host.change()
-            seen = host.until(lambda seen, code=code: code in [xid.code for xid in seen.xids], f"XID {code}")
+            host.until(partial(reports, code), f"XID {code}")
 
-        assert [xid.code for xid in seen.xids] == codes
+        assert [xid.code for xid in host.seen.xids] == codes
 
 
 def test_a_gpu_that_reports_no_xids_keeps_no_other_from_it(host: GpuHost) -> None:

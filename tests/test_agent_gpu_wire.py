@@ -120,6 +120,7 @@ def test_a_line_for_people_has_names_and_no_holes() -> None:
         Writer().render(snapshot(FULL)).replace(b"[100,", b"[100,100,"),
         Writer().render(snapshot(FULL)).replace(b"117,4,119", b"117,77,119"),
         Writer().render(snapshot(FULL))[:-20],
+        2 * Writer().render(snapshot(FULL)),
         b'{"at":1,"up":true,"because":"","process":[1,2],"readings":{"GPU-a":[0,0,0,0,0]}}',
     ],
 )  # fmt: skip

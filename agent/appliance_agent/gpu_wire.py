@@ -49,6 +49,7 @@ def _plain(value: object) -> object:
     return value.value if isinstance(value, RecoveryAction) else astuple(value)  # type: ignore[call-overload]
 
 
+_decode: Final = json.JSONDecoder().raw_decode
 _JSON: Final = json.JSONEncoder(separators=(",", ":"), default=_plain)
 
 
@@ -120,7 +121,9 @@ class Reader:
     def parse(self, line: bytes) -> Line:
         """Raises WireError."""
         try:
-            value = json.loads(line.decode())
+            value, end = _decode(text := line.decode().rstrip())
+            if end < len(text):
+                raise WireError("more than one line")
             if "starting" in value:
                 if value["layout"] != _LAYOUT:
                     raise WireError("the NVML process is of another version than the agent")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import time
+from functools import cache
 from typing import Any, Final
 
 from appliance_agent.gpu_meters import Bytes
@@ -117,6 +118,17 @@ def retired_pages() -> Call:
     return Call(name, shared(make))
 
 
+@cache
+def _comparison(metrics: tuple[tuple[str, int], ...]) -> tuple[Any, list[Any]]:
+    """What nvmlGpmMetricsGet is asked with, and where it answers; one for all GPUs."""
+    asked = nvml.c_nvmlGpmMetricsGet_t()
+    asked.version, asked.numMetrics = nvml.NVML_GPM_METRICS_GET_VERSION, len(metrics)
+    wanted = [asked.metrics[place] for place in range(len(metrics))]
+    for metric, (_, number) in zip(wanted, metrics, strict=True):
+        metric.metricId = number
+    return asked, wanted
+
+
 class _Gpm:
     """Two samples of one GPU, each compared with the one before: means over the time between, which nothing escapes."""
 
@@ -156,12 +168,8 @@ class _Gpm:
         return self._sample(self._subject.handle, sample)
 
     def _compare(self, before: Any, after: Any, span_s: float, values: Values) -> int:
-        asked = nvml.c_nvmlGpmMetricsGet_t()
-        asked.version = nvml.NVML_GPM_METRICS_GET_VERSION
-        asked.numMetrics, asked.sample1, asked.sample2 = len(self._metrics), before, after
-        wanted = [asked.metrics[place] for place in range(len(self._metrics))]
-        for metric, (_, number) in zip(wanted, self._metrics, strict=True):
-            metric.metricId = number
+        asked, wanted = _comparison(self._metrics)
+        asked.sample1, asked.sample2 = before, after
         if code := self._result(ctypes.byref(asked)):
             return code
         self._pairs += 1
