@@ -166,6 +166,20 @@ def test_an_xid_arrives_at_once_and_wakes_the_loop(host: GpuHost) -> None:
         assert host.woken == woken + 1
 
 
+def test_a_wait_for_xids_that_hangs_is_abandoned_with_its_process_when_nvml_must_be_opened_anew(host: GpuHost) -> None:
+    with host.watched() as source:
+        host.until_up()
+        host.world.gpus[0].lost, host.world.hanging = True, {"nvmlEventSetWait_v2"}
+        host.change()
+        host.until(lambda seen: not seen.readings["GPU-aaaa"].sound, "the loss")
+        before = source.pid
+        host.world.gpus[0].lost = False
+        host.change()
+
+        wait_until(lambda: source.pid not in (None, before), timeout_s=30, what="another process")
+        host.until(lambda seen: seen.up and seen.readings["GPU-aaaa"].sound, "the GPU")
+
+
 def reports(code: int, seen: GpuSnapshot) -> bool:
     return any(xid.code == code for xid in seen.xids)
 

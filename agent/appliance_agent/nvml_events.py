@@ -27,6 +27,7 @@ class XidWatch:
         self._events: Any = None
         self._event = nvml.c_nvmlEventData_t()
         self._over = threading.Event()
+        self._hangs_at_s = 0.0
         self._thread = threading.Thread(target=self._run, name="xids", daemon=True)
 
     def hears(self, handles: Mapping[str, Handle]) -> bool:
@@ -53,13 +54,16 @@ class XidWatch:
         return True
 
     def end(self) -> bool:
-        """Whether it has ended, which may take as long as a wait."""
-        self._over.set()
-        return not self._thread.is_alive()
+        """Whether it has ended, which may take as long as a wait, or hangs: then so will whoever closes it."""
+        if not self._over.is_set():
+            self._over.set()
+            self._hangs_at_s = time.monotonic() + 2 * self._wait_ms / 1000
+        return not self._thread.is_alive() or time.monotonic() >= self._hangs_at_s
 
     def close(self) -> None:
         """Waits for its end, and tells what came since."""
-        if not self.end():
+        self._over.set()
+        if self._thread.is_alive():
             self._thread.join()
         if self._events is None:
             return
