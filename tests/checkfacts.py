@@ -135,7 +135,7 @@ def broken(**parts: Mapping[str, Any] | object) -> CheckFacts:
 
 def reading(**values: object) -> Nvml:
     """The first GPU reads so."""
-    first = replace(SNAPSHOT.readings[GPUS[0].uuid], **values)  # type: ignore[arg-type]
+    first = SNAPSHOT.readings[GPUS[0].uuid]._replace(**values)  # type: ignore[arg-type]
     return Nvml(replace(SNAPSHOT, readings={**SNAPSHOT.readings, GPUS[0].uuid: first}))
 
 

@@ -238,6 +238,7 @@ class World:
     init_error: int = 0  # for example DRIVER_NOT_LOADED or VERSION_MISMATCH
     init_delay_ms: int = 0
     hangs: bool = False  # every call of every GPU, and init
+    hanging: set[str] = field(default_factory=set[str])  # calls about the host
     errors: dict[str, int] = field(default_factory=dict[str, int])  # of calls about the host
     xids: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
 
@@ -261,6 +262,7 @@ class World:
             yield f"delay nvmlInitWithFlags {self.init_delay_ms}"
         if self.hangs:
             yield "hang *"
+        yield from (f"hang {function}" for function in self.hanging)
         yield from (f"error {function} {code}" for function, code in self.errors.items())
         for number, (uuid, code) in enumerate(self.xids, 1):
             yield f"xid {number} {uuid} {code}"

@@ -125,7 +125,7 @@ def bad_night() -> Snapshot:
     containers = [each for each in base.engine.containers if each.slot not in (3, 5, 6)]
     readings = dict(base.gpus.readings) | {
         uuid(3): GpuReading(at_s=NOW.mono_s - 0.5, lost=True),
-        uuid(4): replace(reading(4), recovery_action=RecoveryAction.GPU_RESET, temperature_c=91.0, power_w=None),
+        uuid(4): reading(4)._replace(recovery_action=RecoveryAction.GPU_RESET, temperature_c=91.0, power_w=None),
     }
     evidence_seen = dict(base.evidence)
     del evidence_seen[3], evidence_seen[5], evidence_seen[6]

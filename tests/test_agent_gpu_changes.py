@@ -1,6 +1,7 @@
 """GPUs that are lost, return, come, go, change places or are cut into MIG devices, and the XIDs that they report."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import fakenvml
@@ -9,7 +10,7 @@ from engines import wait_until
 from fakenvml import GIB, FakeGpu, FakeMig, World
 from gpuwatch import GpuHost
 
-from appliance_agent.gpus import GpuProcess
+from appliance_agent.gpus import GpuProcess, GpuSnapshot
 from appliance_agent.nvml_process import COMMAND
 
 
@@ -163,6 +164,39 @@ def test_an_xid_arrives_at_once_and_wakes_the_loop(host: GpuHost) -> None:
 
         assert [(xid.uuid, xid.code) for xid in seen.xids] == [("GPU-bbbb", 94)]
         assert host.woken == woken + 1
+
+
+def test_a_wait_for_xids_that_hangs_is_abandoned_with_its_process_when_nvml_must_be_opened_anew(host: GpuHost) -> None:
+    with host.watched() as source:
+        host.until_up()
+        host.world.gpus[0].lost, host.world.hanging = True, {"nvmlEventSetWait_v2"}
+        host.change()
+        host.until(lambda seen: not seen.readings["GPU-aaaa"].sound, "the loss")
+        before = source.pid
+        host.world.gpus[0].lost = False
+        host.change()
+
+        wait_until(lambda: source.pid not in (None, before), timeout_s=30, what="another process")
+        host.until(lambda seen: seen.up and seen.readings["GPU-aaaa"].sound, "the GPU")
+
+
+def reports(code: int, seen: GpuSnapshot) -> bool:
+    return any(xid.code == code for xid in seen.xids)
+
+
+def test_no_xid_is_missed_while_gpus_come_and_go(host: GpuHost) -> None:
+    codes = [*range(100, 148)]
+    with host.watched():
+        host.until_up()
+        host.until_later()
+        for code in codes:
+            host.world.xid(host.world.gpus[0], code)
+            if code % 12 == 0:
+                host.world.gpus[2:] = [] if host.world.gpus[2:] else [FakeGpu("GPU-cccc")]
+            host.change()
+            host.until(partial(reports, code), f"XID {code}")
+
+        assert [xid.code for xid in host.seen.xids] == codes
 
 
 def test_a_gpu_that_reports_no_xids_keeps_no_other_from_it(host: GpuHost) -> None:

@@ -29,7 +29,7 @@ def with_processes(*processes: GpuProcess, pids: GpuPids | None, has_container: 
         host=replace(base.host, slots=(slot,)),
         evidence={0: replace(soundhost.evidence(0), gpu_pids=pids)} if has_container else {},
     )
-    return Scraped(with_reading(replace(soundhost.reading(0), processes=processes), base=base))
+    return Scraped(with_reading(soundhost.reading(0)._replace(processes=processes), base=base))
 
 
 def owners(scraped: Scraped) -> dict[str, tuple[float, float | None]]:
@@ -82,7 +82,7 @@ def test_every_interval_tells_when_it_was_read() -> None:
 
 
 def test_each_reason_that_holds_the_clocks_down_is_told() -> None:
-    scraped = Scraped(with_reading(replace(soundhost.reading(0), clock_event_reasons=0x1 | 0x40 | 0x100 | 0x8000)))
+    scraped = Scraped(with_reading(soundhost.reading(0)._replace(clock_event_reasons=0x1 | 0x40 | 0x100 | 0x8000)))
     active = scraped.values("gpu_clock_event_active", "reason")
 
     assert len(active) == 9

@@ -110,7 +110,7 @@ def test_a_slot_with_a_wrong_value_is_told_with_its_place(key: str) -> None:
 
 def test_a_number_that_is_none_is_null() -> None:
     base = snapshots.good_night(1)
-    reading = replace(soundhost.reading(0), power_w=float("nan"), temperature_c=float("inf"))
+    reading = soundhost.reading(0)._replace(power_w=float("nan"), temperature_c=float("inf"))
     broken = replace(base, gpus=replace(base.gpus, readings={soundhost.uuid(0): reading}))
 
     gpu = json.loads(render(broken))["slots"][0]["gpus"][0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 _GAP_US: Final = 2_500_000  # the driver samples every sixth of a second to every second
 _SILENT: Final = 3  # so many looks without a sample: its clock was set back
@@ -45,8 +45,7 @@ class Busy:
         return Busy(self.seconds, self.seen_us, self.silent + 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Bytes:
+class Bytes(NamedTuple):
     """A counter of the driver that may wrap at its width, or begin anew when the card does."""
 
     total: int = 0

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -21,9 +22,11 @@ from appliance_agent.gpus import NO_GPUS, GpuSnapshot, Xid
 from appliance_agent.kernel_log import KERNEL_LOG, KernelLog
 from appliance_agent.nvml_process import COMMAND, Kill, NvmlProcess, kill
 from appliance_agent.ports import Wake
+from appliance_agent.values import updated
 from appliance_agent.xid_log import Source, XidLog, uuid_at
 
 _POLL_S: Final = 1.0
+_CONDITION: Final = attrgetter("lost", "reset_required", "error", "recovery_action")
 _LOG = logging.getLogger(__name__)
 
 
@@ -53,6 +56,7 @@ class NvmlSource:
         self._start_process = partial(NvmlProcess, command, environment, kill)
         self._kernel_log = KernelLog(kernel_log)
         self._snapshot = NO_GPUS
+        self._news = _news(NO_GPUS)
         self._xids = XidLog()
         self._process: NvmlProcess | None = None
         self._started_s = float("-inf")
@@ -173,7 +177,7 @@ class NvmlSource:
             case GpuSnapshot():
                 self._heard_s, self._limit_s = time.monotonic(), self._patience.answer_s
                 if line.up:
-                    self._publish(replace(line, xids=self._xids.xids))
+                    self._publish(updated(line, xids=self._xids.xids))
                 else:
                     self._down(line.because)
 
@@ -196,15 +200,13 @@ class NvmlSource:
         self._publish(replace(self._snapshot, up=False, because=because))
 
     def _publish(self, snapshot: GpuSnapshot) -> None:
-        before, self._snapshot = self._snapshot, snapshot
-        if _news(before) != _news(snapshot):
+        self._snapshot = snapshot
+        before, self._news = self._news, _news(snapshot)
+        if before != self._news:
             self._wake()
 
 
 def _news(snapshot: GpuSnapshot) -> object:
     """What the loop should not wait for; readings that only go up and down are none."""
-    conditions = {
-        uuid: (reading.lost, reading.reset_required, reading.error, reading.recovery_action)
-        for uuid, reading in snapshot.readings.items()
-    }
+    conditions = {uuid: _CONDITION(reading) for uuid, reading in snapshot.readings.items()}
     return snapshot.up, snapshot.because, snapshot.gpus, snapshot.xids, conditions

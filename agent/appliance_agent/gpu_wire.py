@@ -1,6 +1,6 @@
 """The lines that the NVML process writes and the agent reads: values of `gpus` to JSON text, and back. No I/O.
 
-A line a second must cost little: values stand in the order of a reading's fields, what is read seldom is sent when it
+A line a second must cost little: values stand in the order of a reading's fields, a group of them is sent when it
 differs from what was sent last, and who the GPUs are when that changes. The first line says which order it is.
 """
 
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, fields
 from itertools import pairwise
-from operator import attrgetter
 from typing import Any, Final, cast
 
 from appliance_agent.gpus import Gpu, GpuProcess, GpuReading, GpuSnapshot, RecoveryAction, Xid
@@ -29,10 +29,10 @@ class Starting:
 
 Line = GpuSnapshot | Xid | Starting
 
-_NAMES: Final = tuple(field.name for field in fields(GpuReading))
-_BEGINNINGS: Final = (0, *map(_NAMES.index, ("tens_at_s", "thirties_at_s", "sm_clock_max_hz")), len(_NAMES))
+_NAMES: Final = GpuReading._fields
+_STATE: Final = 1  # the group with what JSON has no value for
+_BEGINNINGS: Final = (0, *map(_NAMES.index, ("lost", "tens_at_s", "thirties_at_s", "sm_clock_max_hz")), len(_NAMES))
 _GROUPS: Final = tuple(slice(*ends) for ends in pairwise(_BEGINNINGS))
-_GET: Final = tuple(attrgetter(*_NAMES[group]) for group in _GROUPS)
 _ACTION: Final = _NAMES.index("recovery_action")
 _PROCESSES: Final = _NAMES.index("processes")
 _ACTIONS: Final[dict[int | None, RecoveryAction | None]] = {
@@ -42,13 +42,14 @@ _ACTIONS: Final[dict[int | None, RecoveryAction | None]] = {
 _LAYOUT: Final = zlib.crc32(repr((_NAMES, [field.name for field in fields(Gpu)])).encode())
 _SAME: Final = 0  # in the place of a group: as it was
 
-Group = tuple[Any, ...]
+Group = tuple[object, ...]  # of a reading, or all of it
 
 
 def _plain(value: object) -> object:
     return value.value if isinstance(value, RecoveryAction) else astuple(value)  # type: ignore[call-overload]
 
 
+_decode: Final = json.JSONDecoder().raw_decode
 _JSON: Final = json.JSONEncoder(separators=(",", ":"), default=_plain)
 
 
@@ -58,6 +59,8 @@ def for_people(snapshot: GpuSnapshot) -> str:
 
 
 def _known(value: object) -> object:
+    if isinstance(value, GpuReading | GpuProcess):
+        value = value._asdict()
     if isinstance(value, dict):
         pairs = cast("dict[str, object]", value).items()
         return {name: _known(content) for name, content in pairs if content is not None}
@@ -70,7 +73,7 @@ class Writer:
     """Of one process; used by one thread for snapshots, and by any for the rest."""
 
     def __init__(self) -> None:
-        self._sent: dict[str, list[Group]] = {}
+        self._sent: Mapping[str, GpuReading] = {}
         self._host: tuple[Any, ...] = ()
 
     def render(self, line: Line) -> bytes:
@@ -88,39 +91,39 @@ class Writer:
 
     def _snapshot(self, snapshot: GpuSnapshot) -> dict[str, Any]:
         host = (snapshot.driver_version, snapshot.cuda_version, snapshot.gpus)
+        sent, self._sent = self._sent, snapshot.readings
         value: dict[str, Any] = {
             "at": snapshot.at_s,
             "up": snapshot.up,
             "because": snapshot.because,
             "process": (snapshot.process_cpu_s, snapshot.process_memory_bytes),
-            "readings": {uuid: self._groups(uuid, reading) for uuid, reading in snapshot.readings.items()},
+            "readings": {uuid: _groups(reading, sent.get(uuid)) for uuid, reading in snapshot.readings.items()},
         }
         if host != self._host:
             self._host = host
             value["host"] = host
-        self._sent = {uuid: sent for uuid, sent in self._sent.items() if uuid in snapshot.readings}
         return value
 
-    def _groups(self, uuid: str, reading: GpuReading) -> list[Group | int]:
-        groups = [get(reading) for get in _GET]
-        sent = self._sent.get(uuid)
-        self._sent[uuid] = groups
-        if sent is None:
-            return list(groups)
-        return [groups[0], *(_SAME if new == old else new for new, old in zip(groups[1:], sent[1:], strict=True))]
+
+def _groups(reading: Group, sent: Group | None) -> list[Group | int]:
+    if sent is None:
+        return [reading[group] for group in _GROUPS]
+    return [_SAME if (new := reading[group]) == sent[group] else new for group in _GROUPS]
 
 
 class Reader:
     """Of one process, from its first line on."""
 
     def __init__(self) -> None:
-        self._known: dict[str, list[Group]] = {}
+        self._readings: Mapping[str, GpuReading] = {}
         self._host: tuple[str, str, tuple[Gpu, ...]] = ("", "", ())
 
     def parse(self, line: bytes) -> Line:
         """Raises WireError."""
         try:
-            value = json.loads(line)
+            value, end = _decode(text := line.decode().rstrip())
+            if end < len(text):
+                raise WireError("more than one line")
             if "starting" in value:
                 if value["layout"] != _LAYOUT:
                     raise WireError("the NVML process is of another version than the agent")
@@ -136,13 +139,8 @@ class Reader:
         if "host" in value:
             driver, cuda, gpus = value["host"]
             self._host = (str(driver), str(cuda), tuple(Gpu(*gpu) for gpu in gpus))
-        known = self._known
-        self._known = {
-            str(uuid): [
-                known[uuid][place] if group == _SAME else tuple(group) for place, group in enumerate(groups)
-            ]
-            for uuid, groups in value["readings"].items()
-        }  # fmt: skip
+        known = self._readings
+        self._readings = {uuid: _reading(groups, known.get(uuid, ())) for uuid, groups in value["readings"].items()}
         cpu_s, memory_bytes = value["process"]
         return GpuSnapshot(
             at_s=float(value["at"]),
@@ -151,17 +149,18 @@ class Reader:
             driver_version=self._host[0],
             cuda_version=self._host[1],
             gpus=self._host[2],
-            readings={uuid: _reading(groups) for uuid, groups in self._known.items()},
+            readings=self._readings,
             process_cpu_s=cpu_s,
             process_memory_bytes=memory_bytes,
         )
 
 
-def _reading(groups: list[Group]) -> GpuReading:
-    values = [value for group in groups for value in group]
-    if len(values) != len(_NAMES):
-        raise ValueError("a reading has another length")
-    values[_ACTION] = _ACTIONS[values[_ACTION]]
-    if values[_PROCESSES] is not None:
-        values[_PROCESSES] = tuple(GpuProcess(*process) for process in values[_PROCESSES])
-    return GpuReading(*values)
+def _reading(groups: list[Any], known: Group) -> GpuReading:
+    values: list[Any] = []
+    for place, group in zip(_GROUPS, groups, strict=True):
+        values += known[place] if group == _SAME else group
+    if groups[_STATE] != _SAME:
+        values[_ACTION] = _ACTIONS[values[_ACTION]]
+        if values[_PROCESSES] is not None:
+            values[_PROCESSES] = tuple(GpuProcess(*process) for process in values[_PROCESSES])
+    return GpuReading._make(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,7 @@ class RecoveryAction(Enum):
     OTHER = -1  # a newer driver's
 
 
-@dataclass(frozen=True, slots=True)
-class GpuProcess:
+class GpuProcess(NamedTuple):
     pid: int  # in the host's process namespace
     memory_bytes: int | None  # None where the driver does not tell
 
@@ -58,28 +58,29 @@ class GpuPids:
 SLOWDOWNS = 0x8 | 0x20 | 0x40 | 0x80
 
 
-@dataclass(frozen=True, slots=True)
-class GpuReading:
+class GpuReading(NamedTuple):
     """One look at one GPU. None: the card, the driver or the mode does not support it, which is not zero.
 
-    What costs the driver little is read every second, the rest is as old as `tens_at_s` and `thirties_at_s` say; the
-    NVML process sends it when it was read anew, and names its beginnings by these two and `sm_clock_max_hz`.
+    What costs the driver little is read every second, the rest is as old as `tens_at_s` and `thirties_at_s` say. The
+    fields stand in groups by how often they change; the NVML process sends a group when it is not as it was, and names
+    the beginnings: `lost`, these two and `sm_clock_max_hz`. A tuple, because eight are made and compared every second.
     """
 
     at_s: float  # CLOCK_MONOTONIC
+    look_s: float | None = None  # how long this look took
+    power_w: float | None = None
+    temperature_c: float | None = None
+    memory_temperature_c: float | None = None
+    # seldom another one on a quiet card
     lost: bool = False  # NVML says GPU_IS_LOST
     reset_required: bool = False  # NVML says RESET_REQUIRED
     error: str = ""  # of the call that failed otherwise
-    look_s: float | None = None  # how long this look took
     failed_calls: int | None = None  # since the NVML process began, those left out that are not supported
     utilization_ratio: float | None = None
     memory_activity_ratio: float | None = None
     memory_total_bytes: int | None = None
     memory_used_bytes: int | None = None
     memory_reserved_bytes: int | None = None
-    temperature_c: float | None = None
-    memory_temperature_c: float | None = None
-    power_w: float | None = None
     sm_clock_hz: float | None = None
     memory_clock_hz: float | None = None
     clock_event_reasons: int | None = None  # NVML's bit mask

@@ -9,6 +9,7 @@ import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from typing import Any, Final
 
 import pynvml  # pyright: ignore[reportMissingTypeStubs]
@@ -110,7 +111,7 @@ class Subject:
     gpu_instance: int = 0
 
 
-Ask = Callable[[Values], int]  # asks, puts the answers into the values, and returns NVML's code
+Ask = Callable[[Handle, Values], int]  # asks, puts the answers into the values, and returns NVML's code
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,12 @@ class Call:
 
     name: str
     prepare: Callable[[Subject], Ask]
+
+
+def shared(make: Callable[[], Ask]) -> Callable[[Subject], Ask]:
+    """One for all GPUs: what is asked of eight in a row is in the processor's cache from the second on."""
+    made = cache(make)
+    return lambda _: made()
 
 
 def number(
@@ -130,12 +137,12 @@ def number(
 ) -> Call:
     """A function that writes one number; where `read` makes None of it, it says nothing."""
 
-    def prepare(subject: Subject) -> Ask:
+    def make() -> Ask:
         asked, buffer = function(name), kind()
-        words = (subject.handle, *arguments, ctypes.byref(buffer))
+        words = (*arguments, ctypes.byref(buffer))
 
-        def ask(values: Values) -> int:
-            code = asked(*words)
+        def ask(handle: Handle, values: Values) -> int:
+            code = asked(handle, *words)
             if not code:
                 value = buffer.value if read is None else read(buffer.value)
                 if value is not None:
@@ -144,20 +151,20 @@ def number(
 
         return ask
 
-    return Call(f"{name}({', '.join(map(str, arguments))})" if arguments else name, prepare)
+    return Call(f"{name}({', '.join(map(str, arguments))})" if arguments else name, shared(make))
 
 
 def numbers(name: str, reads: Mapping[str, Callable[[int], Any] | None]) -> Call:
     """A function that writes several numbers, through a pointer each; without `read` nobody wants it."""
 
-    def prepare(subject: Subject) -> Ask:
+    def make() -> Ask:
         asked, buffer = function(name), (ctypes.c_uint * len(reads))()
         size = ctypes.sizeof(ctypes.c_uint)
-        words = (subject.handle, *(ctypes.byref(buffer, place * size) for place in range(len(reads))))
+        words = tuple(ctypes.byref(buffer, place * size) for place in range(len(reads)))
         wanted = [(gives, place, read) for place, (gives, read) in enumerate(reads.items()) if read]
 
-        def ask(values: Values) -> int:
-            code = asked(*words)
+        def ask(handle: Handle, values: Values) -> int:
+            code = asked(handle, *words)
             if not code:
                 for gives, place, read in wanted:
                     values[gives] = read(buffer[place])
@@ -165,22 +172,22 @@ def numbers(name: str, reads: Mapping[str, Callable[[int], Any] | None]) -> Call
 
         return ask
 
-    return Call(name, prepare)
+    return Call(name, shared(make))
 
 
 def structure(name: str, made: Callable[[], Any], store: Callable[[Values, Any], None], *, title: str = "") -> Call:
     """A function that fills a structure."""
 
-    def prepare(subject: Subject) -> Ask:
+    def make() -> Ask:
         asked, buffer = function(name), made()
-        words = (subject.handle, ctypes.byref(buffer))
+        word = ctypes.byref(buffer)
 
-        def ask(values: Values) -> int:
-            code = asked(*words)
+        def ask(handle: Handle, values: Values) -> int:
+            code = asked(handle, word)
             if not code:
                 store(values, buffer)
             return code
 
         return ask
 
-    return Call(title or name, prepare)
+    return Call(title or name, shared(make))

@@ -66,7 +66,7 @@ class Watch:
 
         now_s = time.monotonic()
         try:
-            if self._session and self._session.stale(now_s):
+            if self._session and self._session.stale(now_s) and (self._xids is None or self._xids.end()):
                 self.close()
             if self._session is None and now_s - self._tried_s >= _RETRY_S / self._faster:
                 self._tried_s = now_s
@@ -76,8 +76,10 @@ class Watch:
                 self._pipe.write(self._session.look(time.monotonic()))
                 return
         except NvmlDownError as error:
-            self.close()
             self._down = GpuSnapshot(at_s=now_s, up=False, because=str(error))
+            self._pipe.write(self._down)  # first: to close may take as long as a wait for XIDs
+            self.close()
+            return
         self._pipe.write(self._down)
 
     def _open(self, now_s: float) -> None:
@@ -93,12 +95,15 @@ class Watch:
         """To the XIDs of exactly the GPUs that there are now."""
         from appliance_agent.nvml_events import XidWatch  # noqa: PLC0415 - it needs pynvml
 
-        if self._session is None or (self._xids and self._xids.uuids == frozenset(self._session.handles)):
+        if self._session is None or (self._xids and self._xids.hears(self._session.handles)):
             return
-        if self._xids:
-            self._xids.close()
-        self._xids = XidWatch(self._session.handles, self._pipe.write)
+        before = self._xids
+        if before and not before.end():
+            return  # looks do not wait for it
+        self._xids = XidWatch(self._session.handles, self._pipe.write, faster=self._faster)
         self._xids.start()
+        if before:
+            before.close()  # a report to both is one
 
     def close(self) -> None:
         if self._xids:

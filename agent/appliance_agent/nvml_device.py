@@ -21,13 +21,14 @@ from appliance_agent.nvml_calls import (
     why_not_up,
     words_of,
 )
-from appliance_agent.nvml_fields import FIELD_BATCH, FIELDS, NVLINK_FIELDS, Batch, Field, counted, value_of
+from appliance_agent.nvml_fields import FIELD_BATCH, FIELDS, NVLINK_FIELDS, Batch, Field, batch_of, counted, value_of
 from appliance_agent.nvml_pace import Interval, Pace
 from appliance_agent.nvml_questions import QUESTIONS, SLOWDOWN, Question
 
 _FAST: Final = (Interval.SECOND,)
 _SLOW: Final = (Interval.TENS, Interval.THIRTIES, Interval.ONCE)
 _EARLY: Final = 0.97  # looks are not exactly a second apart
+_BLANK: Final[Values] = {"at_s": 0.0, **GpuReading._field_defaults}  # in the order of the fields
 _TIMES: Final = {Interval.TENS: "tens_at_s", Interval.THIRTIES: "thirties_at_s"}
 
 
@@ -65,7 +66,7 @@ class Device:
     _kept: dict[Interval, Mapping[str, Any]] = field(default_factory=dict[Interval, Mapping[str, Any]])
     _next_s: dict[Interval, float] = field(default_factory=dict[Interval, float])  # when it is asked again
     _due_s: float = 0.0  # the first of these
-    _slow: Values = field(default_factory=dict[str, Any])
+    _slow: Values = field(default_factory=lambda: dict(_BLANK))
     _slowdown_c: float | None = None
 
     def forget(self) -> None:
@@ -91,7 +92,9 @@ class Device:
         except _GpuGoneError as gone:
             self._next_s.clear()
             self._due_s = 0.0
-            return GpuReading(now_s, gone.is_lost, not gone.is_lost, failed_calls=self.meters.failed_calls)
+            return GpuReading(
+                now_s, lost=gone.is_lost, reset_required=not gone.is_lost, failed_calls=self.meters.failed_calls
+            )
         if len(due) > 1:
             self._leave_to_gpm(fresh)
             self._keep(fresh, due[1:], now_s, pace)
@@ -117,16 +120,17 @@ class Device:
             if interval in _TIMES:
                 fresh[interval][_TIMES[interval]] = now_s
         self._due_s = min(self._next_s.values())
-        self._slow = {}
+        self._slow = dict(_BLANK)
         for interval in reversed(_SLOW):
             self._slow.update(self._kept[interval])
         self._slowdown_c = self._slow.pop(SLOWDOWN, None)
 
     def _reading(self, fast: Values, now_s: float, began_s: float) -> GpuReading:
-        if self._slowdown_c and "thermal_margin_c" not in self._slow and "temperature_c" in fast:
+        if self._slowdown_c and self._slow["thermal_margin_c"] is None and "temperature_c" in fast:
             fast["thermal_margin_c"] = self._slowdown_c - fast["temperature_c"]
-        look_s = round(time.monotonic() - began_s, 6)
-        return GpuReading(now_s, look_s=look_s, failed_calls=self.meters.failed_calls, **{**self._slow, **fast})
+        fast["at_s"], fast["failed_calls"] = now_s, self.meters.failed_calls
+        fast["look_s"] = round(time.monotonic() - began_s, 6)
+        return GpuReading._make({**self._slow, **fast}.values())
 
     def _ask_fields(self, due: tuple[Interval, ...], fresh: Mapping[Interval, Values], now_s: float) -> None:
         if due not in self._batches:
@@ -134,11 +138,11 @@ class Device:
         batch = self._batches[due]
         if batch is None:
             return
-        if code := batch.ask():
+        if code := batch.ask(self.handle):
             if words := self._note(FIELD_BATCH, code):
                 fresh[Interval.SECOND]["error"] = words
             return
-        for field_, _, kind, code, raw in batch.told():
+        for field_, (_, _, _, _, kind, code, raw) in batch.told():
             if code:
                 self._note(field_.key, code)
             elif field_.counts:
@@ -155,7 +159,7 @@ class Device:
             if each.interval in due and each.key not in self.unsupported:
                 wanted.setdefault(each.gives, each)
         try:
-            return Batch(self._subject(), tuple(wanted.values())) if wanted else None
+            return batch_of(tuple(wanted.values())) if wanted else None
         except AttributeError:
             self._note(FIELD_BATCH, FUNCTION_NOT_FOUND)
             return None
@@ -168,7 +172,7 @@ class Device:
             if question.gives in values or (question.only_without and question.only_without in values):
                 continue
             for name, ask in asked.calls:
-                code = ask(values)
+                code = ask(self.handle, values)
                 if not code:
                     break
                 if words := self._note(name, code):

@@ -6,11 +6,12 @@ import ctypes
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from appliance_agent.gpu_meters import Bytes
 from appliance_agent.gpus import RecoveryAction
-from appliance_agent.nvml_calls import Meters, Subject, function
+from appliance_agent.nvml_calls import Handle, Meters, function
 from appliance_agent.nvml_pace import Interval
 
 FIELD_BATCH: Final = "nvmlDeviceGetFieldValues"
@@ -92,26 +93,25 @@ NVLINK_FIELDS: Final = (
 
 
 class Batch:
-    """These fields of one GPU, asked for together over and over."""
+    """These fields, asked for together over and over. One for all GPUs that have them, see `shared`."""
 
-    def __init__(self, subject: Subject, fields: Sequence[Field]) -> None:
+    def __init__(self, fields: Sequence[Field]) -> None:
         """Raises AttributeError: the library lacks the function."""
         self._ask = function(FIELD_BATCH)
-        self._handle = subject.handle
         self.fields = tuple(fields)
         self._buffer = ctypes.create_string_buffer(_FIELD.size * len(self.fields))
         for place, field in enumerate(self.fields):
             _FIELD.pack_into(self._buffer, place * _FIELD.size, field.id, field.scope, 0, 0, 0, 0, 0)
 
-    def ask(self) -> int:
-        return self._ask(self._handle, len(self.fields), self._buffer)
+    def ask(self, handle: Handle) -> int:
+        return self._ask(handle, len(self.fields), self._buffer)
 
-    def told(self) -> Iterator[tuple[Field, int, int, int, int]]:
-        """For each field: what the driver says it took, the type, the return code and the value as it lies in memory."""
-        for field, (_, _, _, latency_us, kind, code, raw) in zip(
-            self.fields, _FIELD.iter_unpack(self._buffer), strict=True
-        ):
-            yield field, latency_us, kind, code, raw
+    def told(self) -> Iterator[tuple[Field, tuple[int, ...]]]:
+        """For each field what stands in memory: `_FIELD`, with a return code and what the driver says it took."""
+        return zip(self.fields, _FIELD.iter_unpack(self._buffer), strict=True)
+
+
+batch_of: Final = cache(Batch)
 
 
 def value_of(field: Field, kind: int, raw: int) -> Any:

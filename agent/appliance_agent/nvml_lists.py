@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import time
+from functools import cache
 from typing import Any, Final
 
 from appliance_agent.gpu_meters import Bytes
@@ -16,12 +17,14 @@ from appliance_agent.nvml_calls import (
     TOO_SMALL,
     Ask,
     Call,
+    Handle,
     NvmlError,
     Subject,
     Values,
     code_of,
     function,
     nvml,
+    shared,
 )
 
 _BUSY, _TRANSMIT, _RECEIVE = "busy_s", "pcie_transmit_bytes", "pcie_receive_bytes"
@@ -38,17 +41,17 @@ _MIB: Final = 1024 * 1024
 
 
 def processes(name: str) -> Call:
-    def prepare(subject: Subject) -> Ask:
+    def make() -> Ask:
         asked, count = function(name), ctypes.c_uint()
         room = [ctypes.create_string_buffer(_PROCESSES * _PROCESS.size)]
 
-        def ask(values: Values) -> int:
+        def ask(handle: Handle, values: Values) -> int:
             count.value = len(room[0]) // _PROCESS.size
-            code = asked(subject.handle, ctypes.byref(count), room[0])
+            code = asked(handle, ctypes.byref(count), room[0])
             if code == TOO_SMALL:
                 room[0] = ctypes.create_string_buffer((2 * count.value + 1) * _PROCESS.size)
                 count.value = len(room[0]) // _PROCESS.size
-                code = asked(subject.handle, ctypes.byref(count), room[0])
+                code = asked(handle, ctypes.byref(count), room[0])
             if not code:
                 told = memoryview(room[0])[: count.value * _PROCESS.size]
                 values["processes"] = tuple(
@@ -59,7 +62,7 @@ def processes(name: str) -> Call:
 
         return ask
 
-    return Call(name, prepare)
+    return Call(name, shared(make))
 
 
 def busy_samples() -> Call:
@@ -78,7 +81,7 @@ def busy_samples() -> Call:
                 subject.handle, _UTILIZATION_SAMPLES, seen, ctypes.byref(kind), ctypes.byref(count), room[0]
             )  # fmt: skip
 
-        def ask(values: Values) -> int:
+        def ask(_: Handle, values: Values) -> int:
             code = once(meters.busy.seen_us)
             if code == TOO_SMALL:
                 room[0] = ctypes.create_string_buffer(4 * len(room[0]))
@@ -98,13 +101,13 @@ def busy_samples() -> Call:
 def retired_pages() -> Call:
     name = "nvmlDeviceGetRetiredPages"
 
-    def prepare(subject: Subject) -> Ask:
+    def make() -> Ask:
         asked, count = function(name), ctypes.c_uint()
 
-        def ask(values: Values) -> int:
+        def ask(handle: Handle, values: Values) -> int:
             for gives, cause in _CAUSES:
                 count.value = 0
-                code = asked(subject.handle, cause, ctypes.byref(count), None)
+                code = asked(handle, cause, ctypes.byref(count), None)
                 if code not in (SUCCESS, TOO_SMALL):
                     return code
                 values[gives] = count.value
@@ -112,7 +115,18 @@ def retired_pages() -> Call:
 
         return ask
 
-    return Call(name, prepare)
+    return Call(name, shared(make))
+
+
+@cache
+def _comparison(metrics: tuple[tuple[str, int], ...]) -> tuple[Any, list[Any]]:
+    """What nvmlGpmMetricsGet is asked with, and where it answers; one for all GPUs."""
+    asked = nvml.c_nvmlGpmMetricsGet_t()
+    asked.version, asked.numMetrics = nvml.NVML_GPM_METRICS_GET_VERSION, len(metrics)
+    wanted = [asked.metrics[place] for place in range(len(metrics))]
+    for metric, (_, number) in zip(wanted, metrics, strict=True):
+        metric.metricId = number
+    return asked, wanted
 
 
 class _Gpm:
@@ -127,7 +141,7 @@ class _Gpm:
         self._taken_s: float | None = None
         self._pairs = 0
 
-    def ask(self, values: Values) -> int:
+    def ask(self, _: Handle, values: Values) -> int:
         if not self._samples and (code := self._open()):
             return code
         before, after = self._samples
@@ -154,12 +168,8 @@ class _Gpm:
         return self._sample(self._subject.handle, sample)
 
     def _compare(self, before: Any, after: Any, span_s: float, values: Values) -> int:
-        asked = nvml.c_nvmlGpmMetricsGet_t()
-        asked.version = nvml.NVML_GPM_METRICS_GET_VERSION
-        asked.numMetrics, asked.sample1, asked.sample2 = len(self._metrics), before, after
-        wanted = [asked.metrics[place] for place in range(len(self._metrics))]
-        for metric, (_, number) in zip(wanted, self._metrics, strict=True):
-            metric.metricId = number
+        asked, wanted = _comparison(self._metrics)
+        asked.sample1, asked.sample2 = before, after
         if code := self._result(ctypes.byref(asked)):
             return code
         self._pairs += 1

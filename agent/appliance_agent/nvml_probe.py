@@ -69,9 +69,9 @@ def _gpu(handle: Handle) -> Iterator[str]:
     for question in QUESTIONS:
         for call in question.calls:
             yield _row(call.name, _repeated(call, subject))
-    batch = Batch(subject, (*FIELDS, *NVLINK_FIELDS))
-    yield _row(f"{FIELD_BATCH}, all {len(batch.fields)}", lambda: _checked(batch.ask(), "answered"))
-    for field, latency_us, kind, code, raw in batch.told():
+    batch = Batch((*FIELDS, *NVLINK_FIELDS))
+    yield _row(f"{FIELD_BATCH}, all {len(batch.fields)}", lambda: _checked(batch.ask(handle), "answered"))
+    for field, (_, _, _, latency_us, kind, code, raw) in batch.told():
         shown = f"error {code}: {NvmlError(code)}" if code else f"{field.gives}={value_of(field, kind, raw)}"
         yield f"  field {field.id:3} {field.name:<38} driver says {latency_us:8} us  type {kind}  {shown}"
 
@@ -87,7 +87,7 @@ def _repeated(call: Call, subject: Subject) -> Callable[[], str]:
         if not prepared:
             prepared.append(call.prepare(subject))
         values: Values = {}
-        code = prepared[0](values)
+        code = prepared[0](subject.handle, values)
         return _checked(code, " ".join(f"{name}={value}" for name, value in values.items()))
 
     return ask

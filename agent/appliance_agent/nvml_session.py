@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from appliance_agent.gpus import Gpu, GpuReading, GpuSnapshot
-from appliance_agent.nvml_calls import Handle, Meters, NvmlError, code_of, nvml, why_not_up, words_of
+from appliance_agent.nvml_calls import (
+    FUNCTION_NOT_FOUND,
+    Handle,
+    Meters,
+    NvmlError,
+    code_of,
+    function,
+    nvml,
+    why_not_up,
+    words_of,
+)
 from appliance_agent.nvml_device import Device, NvmlDownError
 from appliance_agent.nvml_identity import (
     address_of,
@@ -23,6 +34,7 @@ from appliance_agent.nvml_pace import USUAL, Pace
 
 _ASKED: Final = (NvmlError, AttributeError)
 _PAGE_BYTES: Final = 4096
+_COUNTED: Final = ctypes.c_uint()
 
 Condition = tuple[bool, bool | None]  # sound, MIG enabled
 
@@ -40,6 +52,8 @@ class Session:
         self._meters = dict(meters or {})
         self._with_nvlink = with_nvlink
         self._devices = {gpu.uuid: self._device(gpu, None) for gpu in known}
+        self.gpus = tuple(known)
+        self.handles: Mapping[str, Handle] = {}  # of whole GPUs, which are those that report XIDs
         self._pace = pace
         self._versions = ("", "")
         self._enumerated_s = 0.0
@@ -68,20 +82,9 @@ class Session:
             return  # it was down already
 
     @property
-    def gpus(self) -> tuple[Gpu, ...]:
-        return tuple(device.gpu for device in self._devices.values())
-
-    @property
     def meters(self) -> Mapping[str, Meters]:
         """By UUID, for the session after this one."""
         return self._meters
-
-    @property
-    def handles(self) -> Mapping[str, Handle]:
-        """Of whole GPUs, which are those that report XIDs."""
-        return {
-            uuid: device.handle for uuid, device in self._devices.items() if device.handle and not device.gpu.is_mig
-        }
 
     def stale(self, now_s: float) -> bool:
         """Whether it should be closed and opened again."""
@@ -114,6 +117,8 @@ class Session:
         """Whether GPUs were lost, came back or changed their mode; what they support is then asked again."""
         before = self._conditions
         self._conditions = {uuid: (reading.sound, reading.mig_enabled) for uuid, reading in readings.items()}
+        if self._conditions == before:
+            return False
         changed = [uuid for uuid in before if self._conditions.get(uuid, before[uuid]) != before[uuid]]
         for uuid in changed:
             self._devices[uuid].forget()
@@ -135,6 +140,10 @@ class Session:
             if uuid not in devices or devices[uuid].handle is None:
                 devices[uuid] = device
         self._devices = devices
+        self.gpus = tuple(device.gpu for device in devices.values())
+        self.handles = {
+            uuid: device.handle for uuid, device in devices.items() if device.handle and not device.gpu.is_mig
+        }
 
     def _found(self, before: Mapping[str, Device]) -> Iterator[Device]:
         """A GPU that does not tell its name keeps the one it had; without one it cannot be listed."""
@@ -176,9 +185,12 @@ def _is_same(one: Handle | None, other: Handle) -> bool:
 
 def _count() -> int:
     try:
-        return int(nvml.nvmlDeviceGetCount())
-    except _ASKED as error:
-        raise NvmlDownError(why_not_up(code_of(error))) from error
+        code = function("nvmlDeviceGetCount_v2")(ctypes.byref(_COUNTED))
+    except AttributeError:
+        code = FUNCTION_NOT_FOUND
+    if code:
+        raise NvmlDownError(why_not_up(code))
+    return _COUNTED.value
 
 
 def _resident_bytes() -> int | None:
