@@ -21,7 +21,7 @@ from appliance_agent import canary, preload
 from appliance_agent.access_log import MARK, Parser, Timing
 from appliance_agent.canary import Question
 from appliance_agent.evidence import Canary, Load, Outcome, Running
-from appliance_agent.http import Broken, Cancel, ExchangeError, Meter, Server
+from appliance_agent.http import Broken, ExchangeError, Link, Meter, Server
 
 MODEL = "deepseek-r1:32b"
 BASE = {
@@ -63,10 +63,12 @@ class Asked:
 
     def __init__(self, server: Server, pool: ThreadPoolExecutor) -> None:
         self.heard: list[Running] = []
-        self.cancel = Cancel()
-        self.future: Future[Canary] = pool.submit(
-            canary.ask, server, QUESTION, progress=self.heard.append, cancel=self.cancel
-        )
+        self.link = Link(server)
+        self.future: Future[Canary] = pool.submit(self._ask)
+
+    def _ask(self) -> Canary:
+        with self.link:
+            return canary.ask(self.link, QUESTION, progress=self.heard.append)
 
     @property
     def newest(self) -> Running | None:
@@ -84,15 +86,22 @@ def asked() -> Iterator[Callable[[Server], Asked]]:
 
         yield begin
         for each in all_asked:
-            each.cancel()
+            each.link.cancel()
 
 
 def ask(server: Server) -> Canary:
-    return canary.ask(server, QUESTION, progress=lambda running: None, cancel=Cancel())
+    with Link(server) as link:
+        return canary.ask(link, QUESTION, progress=lambda running: None)
 
 
 def load(server: Server) -> Load:
-    return preload.preload(server, started_s=time.monotonic(), cancel=Cancel())
+    with Link(server) as link:
+        return preload.preload(link, started_s=time.monotonic())
+
+
+def listed(server: Server) -> preload.Loaded:
+    with Link(server) as link:
+        return preload.loaded(link, silence_s=2)
 
 
 def read_request(link: socket.socket) -> None:
@@ -262,7 +271,7 @@ def test_a_canary_that_hangs_is_shown_and_cancelled_at_once(
     wait_until(lambda: server.counts().get("requests") == 1, timeout_s=10, what="the request")
     assert not talk.future.done()
     assert target.meter.connections == 1
-    talk.cancel()
+    talk.link.cancel()
     result = talk.future.result(2)
 
     assert result.outcome is Outcome.TIMEOUT
@@ -301,15 +310,65 @@ def test_a_slow_server_is_slow_by_its_own_figures(start: Start) -> None:
 
 
 def test_a_cancel_that_comes_first_ends_what_comes_after(start: Start) -> None:
-    cancel = Cancel()
-    cancel()
+    with Link(at(start())) as link:
+        link.cancel()
 
-    assert canary.ask(at(start()), QUESTION, progress=lambda running: None, cancel=cancel).outcome is Outcome.TIMEOUT
+        assert canary.ask(link, QUESTION, progress=lambda running: None).outcome is Outcome.TIMEOUT
+
+
+NONE_LOADED = b'{"models":[]}'
+GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n" + NONE_LOADED
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nd\r\n" + NONE_LOADED + b"\r\n0\r\n\r\n"
+LAST = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 13\r\n\r\n" + NONE_LOADED
+
+
+@pytest.mark.parametrize(
+    ("answers", "connections"),
+    [
+        ([GOOD, CHUNKED, GOOD], 1),
+        ([GOOD, LAST, GOOD], 2),
+        ([GOOD + b"more", GOOD], 2),
+        ([CHUNKED[:-2], GOOD], 2),
+        ([GOOD[:-1], GOOD], 2),
+    ],
+)
+def test_exchanges_share_a_connection_for_as_long_as_it_serves(answers: list[bytes], connections: int) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    waiting, accepted = list(answers), list[socket.socket]()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while waiting:
+                link, _ = listener.accept()
+                accepted.append(link)
+                with link, link.makefile("rb") as lines:
+                    while waiting and lines.readline():
+                        while lines.readline() != b"\r\n":
+                            pass
+                        answer = waiting.pop(0)
+                        link.sendall(answer)
+                        if answer not in (GOOD, CHUNKED):
+                            break
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    target = at(listener.getsockname()[1])
+    with Link(target) as link:
+        for _ in answers:
+            with contextlib.suppress(ExchangeError):
+                assert not preload.loaded(link, silence_s=2).loaded
+            assert target.meter.connections <= 1
+    thread.join()
+    listener.close()
+
+    assert target.meter.connections == 0
+    assert len(accepted) == connections
 
 
 def test_our_requests_show_their_mark_in_the_log(start: Start) -> None:
     server = start()
-    preload.version(at(server), cancel=Cancel(), silence_s=2)
+    with Link(at(server)) as link:
+        preload.version(link, silence_s=2)
     load(at(server))
     ask(at(server))
     wait_until(lambda: len(lines_with(server.stdout, r"^\[GIN\]")) == 3, timeout_s=5, what="the access lines")
@@ -328,7 +387,7 @@ def test_the_meter_counts_about_what_the_server_sent(start: Start) -> None:
 def test_a_preload_waits_for_the_load_and_can_be_cancelled(start: Start) -> None:
     server = start(STANDIN_LOAD_S="0.3")
     good = load(at(server))
-    loaded = preload.loaded(at(server), cancel=Cancel(), silence_s=2)
+    loaded = listed(at(server))
 
     assert good.outcome is Outcome.OK
     assert good.ended_s is not None
@@ -351,10 +410,10 @@ def test_a_load_that_fails_is_an_outcome(start: Start, fault: str, outcome: Outc
 
 def test_a_model_that_is_not_in_memory_is_not_loaded(start: Start) -> None:
     server = start(STANDIN_GPU="Tesla T4")
-    before = preload.loaded(at(server), cancel=Cancel(), silence_s=2)
+    before = listed(at(server))
     server.ask("POST", "/api/generate", {"model": "tiny:latest"})
-    other = preload.loaded(at(server), cancel=Cancel(), silence_s=2)
-    short = preload.loaded(at(server, "Tiny"), cancel=Cancel(), silence_s=2)
+    other = listed(at(server))
+    short = listed(at(server, "Tiny"))
 
     assert (before.loaded, other.loaded, short.loaded) == (False, False, True)
     assert short.vram_bytes == short.model_bytes > 0
@@ -388,7 +447,7 @@ def test_what_is_in_memory_is_told_for_the_model_and_for_all_others_together(
 ) -> None:
     body = json.dumps({"models": rows}).encode()
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)) as port:
-        found = preload.loaded(at(port), cancel=Cancel(), silence_s=2)
+        found = listed(at(port))
 
     assert found == told
 
@@ -410,12 +469,16 @@ def test_the_figures_of_an_answer_are_its_end_s(start: Start) -> None:
 def test_something_else_than_ollama_lists_no_models(body: bytes) -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     with answering(answer) as port, pytest.raises(preload.NoAnswerError):
-        preload.loaded(at(port), cancel=Cancel(), silence_s=2)
+        listed(at(port))
 
 
 def test_a_server_that_is_silent_is_not_waited_for() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(ExchangeError) as caught:
-        preload.version(at(listener.getsockname()[1]), cancel=Cancel(), silence_s=0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        Link(at(listener.getsockname()[1])) as link,
+        pytest.raises(ExchangeError) as caught,
+    ):
+        preload.version(link, silence_s=0.2)
 
     assert caught.value.how is Broken.TIMEOUT
 

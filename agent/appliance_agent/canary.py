@@ -1,6 +1,6 @@
 """The canary: one streaming chat, reported piece by piece. However it ends is an outcome, never an exception.
 
-It has no deadline of its own: who started it sees how long it waits and may cancel it. It sends nothing that makes
+It has no deadline of its own: who started it sees how long it waits and may cancel the link. It sends nothing that makes
 Ollama load the model anew, and no keep_alive, because that would stay in force after it.
 """
 
@@ -14,7 +14,7 @@ from typing import Final
 
 from appliance_agent.access_log import MARK
 from appliance_agent.evidence import Canary, Outcome, Running
-from appliance_agent.http import Answer, Broken, Cancel, ExchangeError, Server, exchange
+from appliance_agent.http import Answer, Broken, ExchangeError, Link
 from appliance_image.chat import ChatError, Decoder, Done, Piece
 
 _GATHER_S: Final = 0.1  # after some tokens, until the next are looked at: one wake for several
@@ -34,16 +34,16 @@ class Question:
     tokens: int
 
 
-def ask(server: Server, question: Question, *, progress: Progress, cancel: Cancel) -> Canary:
+def ask(link: Link, question: Question, *, progress: Progress) -> Canary:
     talk = _Talk(time.monotonic(), progress)
     body = {
-        "model": server.model,
+        "model": link.server.model,
         "messages": [{"role": "user", "content": question.prompt}],
         "options": {"num_predict": question.tokens},
         "stream": True,
     }
     try:
-        with exchange(server, f"/api/chat?{MARK}", body, cancel=cancel, silence_s=None) as answer:
+        with link.exchange(f"/api/chat?{MARK}", body, silence_s=None) as answer:
             if answer.status != 200:
                 return talk.ended(*failure(answer))
             return talk.heard(answer)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, Self
 
 from appliance_agent.http_answer import HttpAnswer, HttpAnswerError
 
@@ -40,31 +40,6 @@ class Meter:
 
     received_bytes: int = 0
     connections: int = 0
-
-
-class Cancel:
-    """Ends an exchange from another thread, at once; the next ones that hold it, too."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._link: socket.socket | None = None
-        self.is_set = False
-
-    def __call__(self) -> None:
-        with self._lock:
-            self.is_set = True
-            self._shut()
-
-    def hold(self, link: socket.socket) -> None:
-        with self._lock:
-            self._link = link
-            if self.is_set:
-                self._shut()
-
-    def _shut(self) -> None:
-        if self._link is not None:
-            with contextlib.suppress(OSError):
-                self._link.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +69,11 @@ class Answer:
         """0 while there is none."""
         return self._http.status
 
+    @property
+    def ended(self) -> bool:
+        """Properly, and the connection can be used again."""
+        return self._http.is_over
+
     def chunks(self) -> Iterator[bytes]:
         """As they come. A body that ends before its length raises, whether that was said at its head or in chunks."""
         if self._first:
@@ -120,40 +100,78 @@ class Answer:
         return b""
 
 
-@contextlib.contextmanager
-def exchange(
-    server: Server,
-    path: str,
-    body: Mapping[str, object] | None = None,
-    *,
-    cancel: Cancel,
-    silence_s: float | None,
-) -> Generator[Answer]:
-    """GET, or POST with a body. `silence_s` bounds every wait for bytes, None waits for ever. Raises ExchangeError.
+class Link:
+    """To one server, for one exchange after the other, over one connection as long as it serves."""
 
-    One connection for each, none kept; safe to use from many threads.
-    """
-    server.meter.connections += 1
-    answer: Answer | None = None
-    try:
-        with _connected(server) as link:
-            cancel.hold(link)
-            link.sendall(_request(server, path, body))
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.is_cancelled = False
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def cancel(self) -> None:
+        """Ends the exchange under way from another thread, at once; all that come after it, too."""
+        with self._lock:
+            self.is_cancelled = True
+            self._shut()
+
+    @contextlib.contextmanager
+    def exchange(
+        self, path: str, body: Mapping[str, object] | None = None, *, silence_s: float | None
+    ) -> Generator[Answer]:
+        """GET, or POST with a body. `silence_s` bounds every wait for bytes, None waits for ever. Raises ExchangeError."""
+        answer: Answer | None = None
+        try:
+            link = self._connected()
+            link.sendall(_request(self.server, path, body))
             link.settimeout(silence_s)
-            answer = Answer(link, server.meter)
+            answer = Answer(link, self.server.meter)
             answer.begin()
             yield answer
-    except (OSError, HttpAnswerError) as error:
-        raise _exchange_error(error, cancel, answered=answer is not None and answer.status > 0) from error
-    finally:
-        server.meter.connections -= 1
+        except (OSError, HttpAnswerError) as error:
+            raise self._error(error, answered=answer is not None and answer.status > 0) from error
+        finally:
+            if answer is None or not answer.ended:
+                self.close()
 
+    def close(self) -> None:
+        with self._lock:
+            link, self._socket = self._socket, None
+        if link is not None:
+            self.server.meter.connections -= 1
+            link.close()
 
-def _connected(server: Server) -> socket.socket:
-    try:
-        return socket.create_connection((server.address, server.port), CONNECT_S)
-    except TimeoutError as error:
-        raise ConnectionRefusedError("no connection in time") from error
+    def _connected(self) -> socket.socket:
+        if self._socket is not None:
+            return self._socket
+        try:
+            link = socket.create_connection((self.server.address, self.server.port), CONNECT_S)
+        except TimeoutError as error:
+            raise ConnectionRefusedError("no connection in time") from error
+        self.server.meter.connections += 1
+        with self._lock:
+            self._socket = link
+            if self.is_cancelled:
+                self._shut()
+        return link
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _error(self, error: OSError | HttpAnswerError, *, answered: bool) -> ExchangeError:
+        if self.is_cancelled:
+            return ExchangeError(Broken.CANCELLED, "given up by the agent")
+        if isinstance(error, TimeoutError):
+            return ExchangeError(Broken.TIMEOUT, "no answer in time")
+        return ExchangeError(Broken.CUT if answered else Broken.REFUSED, str(error) or type(error).__name__)
 
 
 def _request(server: Server, path: str, body: Mapping[str, object] | None) -> bytes:
@@ -162,13 +180,5 @@ def _request(server: Server, path: str, body: Mapping[str, object] | None) -> by
     lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", f"Host: {host}:{server.port}"]
     if content:
         lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
-    lines += ["User-Agent: ollama-agent", "Accept-Encoding: identity", "Connection: close", "", ""]
+    lines += ["User-Agent: ollama-agent", "Accept-Encoding: identity", "", ""]
     return "\r\n".join(lines).encode() + content
-
-
-def _exchange_error(error: OSError | HttpAnswerError, cancel: Cancel, *, answered: bool) -> ExchangeError:
-    if cancel.is_set:
-        return ExchangeError(Broken.CANCELLED, "given up by the agent")
-    if isinstance(error, TimeoutError):
-        return ExchangeError(Broken.TIMEOUT, "no answer in time")
-    return ExchangeError(Broken.CUT if answered else Broken.REFUSED, str(error) or type(error).__name__)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 _HEAD_MAX: Final = 65536
-_STATUS: Final = re.compile(rb"HTTP/1\.\d (\d{3})(?: |$)")
+_STATUS: Final = re.compile(rb"HTTP/1\.(\d) (\d{3})(?: |$)")
 
 
 class HttpAnswerError(Exception):
@@ -21,7 +21,9 @@ class HttpAnswer:
         self.status = 0
         self.ended = False
         self._raw = b""
+        self._keeps = False  # the server does not hang up after it
         self._chunked = False
+        self._trailers = False  # the last chunk was there
         self._left: int | None = None  # of the body, or of the chunk; None: all that comes
 
     def feed(self, data: bytes) -> bytes:
@@ -39,6 +41,11 @@ class HttpAnswer:
             raise HttpAnswerError("the answer broke off")
         self.ended = True
 
+    @property
+    def is_over(self) -> bool:
+        """Nothing came after it, and the connection stays."""
+        return self.ended and self._keeps and not self._raw
+
     def _take_head(self) -> bool:
         head, end, rest = self._raw.partition(b"\r\n\r\n")
         if not end:
@@ -49,21 +56,27 @@ class HttpAnswer:
         match = _STATUS.match(first)
         if not match:
             raise HttpAnswerError(f"not HTTP: {first[:60]!r}")
+        closes = match[1] == b"0"
         for field in fields:
             name, _, value = field.lower().partition(b":")
             if name == b"transfer-encoding":
                 self._chunked = value.strip() == b"chunked"
+            elif name == b"connection":
+                closes = value.strip() == b"close"
             elif name == b"content-length":
                 self._left = _number(value.strip(), 10)
         self._left = 0 if self._chunked else self._left
-        self.status, self._raw = int(match[1]), rest
+        self._keeps = self._left is not None and not closes
+        self.status, self._raw = int(match[2]), rest
         return True
 
     def _plain(self) -> bytes:
-        body, self._raw = self._raw[: self._left], b""
-        if self._left is not None:
-            self._left -= len(body)
-            self.ended = self._left == 0
+        if self._left is None:
+            body, self._raw = self._raw, b""
+            return body
+        body, self._raw = self._raw[: self._left], self._raw[self._left :]
+        self._left -= len(body)
+        self.ended = self._left == 0
         return body
 
     def _chunks(self) -> Iterator[bytes]:
@@ -79,9 +92,11 @@ class HttpAnswer:
                     raise HttpAnswerError("the size of a chunk without an end")
                 return
             self._raw = rest
-            if line:  # else it is the end of the chunk before
+            if self._trailers:
+                self.ended = not line
+            elif line:  # else it is the end of the chunk before
                 self._left = _number(line.partition(b";")[0].strip(), 16)
-                self.ended = self._left == 0
+                self._trailers = self._left == 0
 
 
 class HttpLines:

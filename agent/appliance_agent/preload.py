@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from appliance_agent.access_log import MARK
 from appliance_agent.canary import failure, outcome_of
 from appliance_agent.evidence import Load, Outcome
-from appliance_agent.http import Cancel, ExchangeError, Server, exchange
+from appliance_agent.http import ExchangeError, Link
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +36,20 @@ _LIBRARY: Final = "registry.ollama.ai/"
 _NEVER_S: Final = 10 * 365 * 86400.0
 
 
-def version(server: Server, *, cancel: Cancel, silence_s: float) -> str:
+def version(link: Link, *, silence_s: float) -> str:
     """Raises ExchangeError and NoAnswerError."""
-    return str(_document(server, "/api/version", cancel, silence_s).get("version") or "")
+    return str(_document(link, "/api/version", silence_s).get("version") or "")
 
 
-def loaded(server: Server, *, cancel: Cancel, silence_s: float) -> Loaded:
+def loaded(link: Link, *, silence_s: float) -> Loaded:
     """A runner that died while it was idle is still listed. Raises ExchangeError and NoAnswerError."""
-    models = _document(server, "/api/ps", cancel, silence_s).get("models")
+    models = _document(link, "/api/ps", silence_s).get("models")
     if not isinstance(models, list):
         raise NoAnswerError("`/api/ps` lists no models")
     found = Loaded()
     for model in cast("list[object]", models):
         row = cast("dict[str, object]", model) if isinstance(model, dict) else {}
-        if _full(server.model) in {_full(str(row.get("name"))), _full(str(row.get("model")))}:
+        if _full(link.server.model) in {_full(str(row.get("name"))), _full(str(row.get("model")))}:
             found = _with_own(found, row)
         else:
             found = _with_other(found, row)
@@ -84,11 +84,11 @@ def _expiry(value: object, now_s: float) -> float | None:
     return at_s if 0 < at_s < now_s + _NEVER_S else None
 
 
-def preload(server: Server, *, started_s: float, cancel: Cancel) -> Load:
+def preload(link: Link, *, started_s: float) -> Load:
     """Without a deadline: a client that leaves during a load aborts it."""
     try:
-        body = {"model": server.model}
-        with exchange(server, f"/api/generate?{MARK}", body, cancel=cancel, silence_s=None) as answer:
+        body = {"model": link.server.model}
+        with link.exchange(f"/api/generate?{MARK}", body, silence_s=None) as answer:
             if answer.status != 200:
                 outcome, detail = failure(answer)
             else:
@@ -108,8 +108,8 @@ def _verdict(body: bytes) -> tuple[Outcome, str]:
     return (Outcome.OK, "") if node.get("done") is True else (Outcome.STREAM_ERROR, "the load broke off")
 
 
-def _document(server: Server, path: str, cancel: Cancel, silence_s: float) -> dict[str, Any]:
-    with exchange(server, f"{path}?{MARK}", cancel=cancel, silence_s=silence_s) as answer:
+def _document(link: Link, path: str, silence_s: float) -> dict[str, Any]:
+    with link.exchange(f"{path}?{MARK}", silence_s=silence_s) as answer:
         body = answer.body()
         if answer.status != 200:
             raise NoAnswerError(f"`{path}` gives status {answer.status}")

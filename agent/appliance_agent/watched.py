@@ -28,7 +28,7 @@ from appliance_agent.due import (
 )
 from appliance_agent.evidence import Canary, Evidence, Load, Outcome, Running
 from appliance_agent.gpus import GpuSnapshot
-from appliance_agent.http import Broken, Cancel, ExchangeError, Meter, Server
+from appliance_agent.http import Broken, ExchangeError, Link, Meter, Server
 from appliance_agent.log_tail import Sink
 from appliance_agent.own_lines import OwnLines, Told
 from appliance_agent.ports import Target, Wake
@@ -88,7 +88,7 @@ class Watched:
         self._asked_s: float | None = None
         self._looked_s = float("-inf")
         self._questionable = False
-        self._cancel = Cancel()
+        self._link = Link(self._server)
         self._closed = False
 
     @property
@@ -101,7 +101,7 @@ class Watched:
     def stop(self) -> None:
         """Asks no more; does not wait."""
         self._closed = True
-        self._cancel()
+        self._link.cancel()
 
     def close(self) -> None:
         self.stop()
@@ -129,7 +129,7 @@ class Watched:
             self._around.wake()
         self._questionable = questionable
         if is_hopeless(self._evidence, self.config, now_s):
-            self._cancel()
+            self._link.cancel()
         if self._own.holds:
             with self._lock:
                 free = self._own.overdue(now_s)
@@ -169,14 +169,15 @@ class Watched:
             self._around.asked(in_a_hurry=self.leeway_s() < LEEWAY_S)
 
     def _preload_or_canary(self) -> None:
-        self._cancel = cancel = Cancel()
-        if self._closed:  # in between
-            cancel()
-        listed = self._is_loaded(cancel)
-        if listed or (listed is False and self._was_just_loaded()):
-            self._canary(cancel)
-        elif listed is False:
-            self._preload(cancel)
+        with Link(self._server) as link:
+            self._link = link
+            if self._closed:  # in between
+                link.cancel()
+            listed = self._is_loaded(link)
+            if listed or (listed is False and self._was_just_loaded()):
+                self._canary(link)
+            elif listed is False:
+                self._preload(link)
 
     def _was_just_loaded(self) -> bool:
         """A load that went well is believed even if the model is listed under another name."""
@@ -185,14 +186,14 @@ class Watched:
             return False
         return last is None or last.started_s < load.ended_s
 
-    def _is_loaded(self, cancel: Cancel) -> bool | None:
+    def _is_loaded(self, link: Link) -> bool | None:
         """None: it cannot be told, and nothing is to be asked that could begin a load."""
-        server, before = self._server, self._evidence
+        before = self._evidence
         try:
             if not before.ollama_version:
-                found = preload.version(server, cancel=cancel, silence_s=ANSWER_S)
+                found = preload.version(link, silence_s=ANSWER_S)
                 self._answered(lambda evidence: replace(evidence, ollama_version=found))
-            state = preload.loaded(server, cancel=cancel, silence_s=ANSWER_S)
+            state = preload.loaded(link, silence_s=ANSWER_S)
         except preload.NoAnswerError:
             self._answered(lambda evidence: evidence)
             return bool(before.loaded)
@@ -214,21 +215,21 @@ class Watched:
         )
         return state.loaded
 
-    def _preload(self, cancel: Cancel) -> None:
+    def _preload(self, link: Link) -> None:
         load = Load(time.monotonic())
         self._update(lambda before: replace(before, load=load))
         self._around.wake()
-        load = preload.preload(self._server, started_s=load.started_s, cancel=cancel)
+        load = preload.preload(link, started_s=load.started_s)
         good = load.outcome is Outcome.OK
         self._update(lambda before: replace(before, load=load, loaded=good or before.loaded))
         self._around.wake()
 
-    def _canary(self, cancel: Cancel) -> None:
+    def _canary(self, link: Link) -> None:
         config = self.config
         with self._lock:
             self._own.began(time.monotonic(), config.canary_tokens)
         question = Question(config.canary_prompt, config.canary_tokens)
-        ended = canary.ask(self._server, question, progress=self._heard, cancel=cancel)
+        ended = canary.ask(link, question, progress=self._heard)
         with self._lock:
             users = self._own.ended(ended)
         self._count(users)
