@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from agentworld import CONFIG, World, release
 
-from appliance_agent.evidence import Evidence
+from appliance_agent.evidence import Evidence, Running
 from appliance_agent.slot_view import Seen
 from appliance_agent.slots import Done
 from appliance_agent.states import State
@@ -96,6 +96,19 @@ def test_a_server_of_which_nothing_is_heard_is_believed_for_half_a_minute(serves
     world.run(10)
 
     assert (believed, world.slot(0).state) == (State.READY, state)
+
+
+def test_a_server_that_lets_the_first_canary_wait_is_believed_no_longer_than_any_other() -> None:
+    world = NewEyes(1)
+    world.asked_after_s = 100
+    world.restart_agent()
+    world.outside = replace(
+        world.outside, canary=Running(world.mono_s + 2), answered_s=world.mono_s, loaded=True, peers=0
+    )
+
+    assert states(world, 9) == {State.READY}
+    world.until(lambda: len(world.removed(0)) == 1)
+    assert "no token for 8 s, and nobody else is connected" in world.removed(0)[0].because
 
 
 @pytest.mark.parametrize("watched_after_s", [0, 1])

@@ -174,6 +174,18 @@ def test_a_killed_agent_finds_everything_again(ready: AgentHost) -> None:
     assert ready.ids() == before
 
 
+@pytest.mark.parametrize("fault", ["hang_before_first_token", "frozen"])
+def test_a_server_that_hangs_already_when_the_agent_comes_is_replaced(ready: AgentHost, fault: str) -> None:
+    before = ready.ids()
+    ready.stop()
+    ready.fault(0, fault)
+
+    ready.start()
+    wait_replaced(ready, 0, before)
+
+    assert ready.ids()[1] == before[1]
+
+
 def test_a_second_agent_is_refused(ready: AgentHost) -> None:
     words = [str(AGENT), "run", "--config", str(ready.config), "--state", str(ready.state)]
 

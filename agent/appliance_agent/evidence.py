@@ -64,6 +64,7 @@ class Evidence:
     # the server
     answered_s: float | None = None  # last answer of GET /api/version or /api/ps
     refused_since_s: float | None = None  # since when connections fail, None while they do not
+    silent_since_s: float | None = None  # since when connections are taken and not answered
     ollama_version: str = ""
     loaded: bool | None = None  # /api/ps lists the model; None: not asked yet
     model_bytes: int = 0  # `size` of /api/ps

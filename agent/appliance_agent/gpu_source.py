@@ -25,7 +25,7 @@ from appliance_agent.ports import Wake
 from appliance_agent.values import updated
 from appliance_agent.xid_log import Source, XidLog, uuid_at
 
-_POLL_S: Final = 1.0
+_POLL_S: Final = 1.5  # a line comes every second
 _CONDITION: Final = attrgetter("lost", "reset_required", "error", "recovery_action")
 _LOG = logging.getLogger(__name__)
 

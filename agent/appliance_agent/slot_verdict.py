@@ -36,6 +36,9 @@ def _is_believed(view: View, evidence: Evidence) -> bool:
         return False
     if evidence.canaries or evidence.load is not None or evidence.refused_since_s is not None:
         return False
-    started_s = view.now.mono_s - (view.now.wall_s - container.started_at_s)
+    canary, now_s = evidence.canary, view.now.mono_s
+    if canary is not None and now_s - canary.started_s >= view.config.health.first_token_s:
+        return False
+    started_s = now_s - (view.now.wall_s - container.started_at_s)
     heard_s = max(evidence.watched_since_s, evidence.flow_s or 0.0, evidence.answer_line_s or 0.0)
-    return started_s <= slot.since_s and view.now.mono_s - heard_s < _BELIEVED_S
+    return started_s <= slot.since_s and now_s - heard_s < _BELIEVED_S

@@ -17,6 +17,7 @@ from appliance_agent.slots import Pace
 from appliance_agent.states import Health
 
 _REFUSED_S: Final = 5.0  # connections fail for so long: nobody listens any more
+_SILENT_S: Final = 60.0  # an Ollama that starts listens before it has looked at its store and the GPUs
 _COMPUTED_S: Final = 3.0  # a look at the GPU each second may miss a short pause
 _IN_MEMORY: Final = 0.95  # of the model; `size_vram` leaves small buffers out
 _BASELINE_CANARIES: Final = 3
@@ -60,6 +61,10 @@ def _not_listening(case: Case) -> Verdict | None:
     evidence = case.evidence
     if evidence.answered_s is None:
         waited_s = case.ago(evidence.progress_s)
+        if evidence.silent_since_s is not None and case.ago(evidence.silent_since_s, evidence.progress_s) >= _SILENT_S:
+            return Verdict(
+                Health.WEDGED, f"the server takes connections, and has answered nothing for {waited_s:.0f} s"
+            )
         if waited_s >= case.config.load_s:
             return Verdict(Health.GONE, f"the server has not begun to listen for {waited_s:.0f} s")
         return Verdict(Health.STARTING, "the server does not listen yet")
@@ -74,7 +79,11 @@ def _not_listening(case: Case) -> Verdict | None:
 def _loading(case: Case) -> Verdict | None:
     load = case.evidence.load
     if load is None:
-        return None if case.evidence.canaries else Verdict(Health.LOADING, "the model is not asked for yet")
+        first = (
+            case.evidence.canary is not None and case.evidence.loaded
+        )  # of a container that was there before the agent
+        asked = first or bool(case.evidence.canaries)
+        return None if asked else Verdict(Health.LOADING, "the model is not asked for yet")
     if load.ended_s is None:
         still_s = case.ago(load.started_s, case.evidence.progress_s)
         if still_s >= case.config.load_s:

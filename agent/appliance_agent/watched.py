@@ -200,6 +200,8 @@ class Watched:
         except ExchangeError as error:
             if error.how in (Broken.REFUSED, Broken.CUT):
                 self._refused()
+            elif error.how is Broken.TIMEOUT:
+                self._silent()
             return True if error.how is Broken.TIMEOUT and before.loaded else None
         self._answered(
             lambda evidence: replace(
@@ -249,13 +251,21 @@ class Watched:
 
     def _answered(self, change: Callable[[Evidence], Evidence]) -> None:
         now_s = time.monotonic()
-        self._update(lambda before: replace(change(before), answered_s=now_s, refused_since_s=None))
+        self._update(
+            lambda before: replace(change(before), answered_s=now_s, refused_since_s=None, silent_since_s=None)
+        )
+
+    def _silent(self) -> None:
+        now_s = time.monotonic()
+        self._update(lambda before: replace(before, silent_since_s=before.silent_since_s or now_s))
 
     def _refused(self) -> None:
         now_s = time.monotonic()
         news = self._evidence.refused_since_s is None
         self._update(
-            lambda before: replace(before, refused_since_s=now_s if news else before.refused_since_s),
+            lambda before: replace(
+                before, refused_since_s=now_s if news else before.refused_since_s, silent_since_s=None
+            ),
         )
         if news:
             self._around.wake()
