@@ -221,6 +221,31 @@ def test_a_body_has_the_length_that_was_told_or_ends_with_the_connection(wire: b
     assert answer.ended
 
 
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nA: b\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+    ],
+)
+def test_an_answer_without_a_body_ends_with_its_head(wire: bytes) -> None:
+    answer = HttpAnswer()
+    assert answer.feed(wire) == b""
+
+    assert answer.status in (204, 304)
+    assert answer.is_over
+
+
+@pytest.mark.parametrize("field", [b"Connection: close", b"connection: Keep-Alive, Close", b"X: y"])
+def test_a_connection_that_the_server_will_close_is_not_used_again(field: bytes) -> None:
+    answer = HttpAnswer()
+    answer.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n" + field + b"\r\n\r\nhello")
+
+    assert answer.ended
+    assert answer.is_over is (field == b"X: y")
+
+
 @pytest.mark.parametrize("wire", [b"", HEAD[:-1], HEAD, HEAD + b"2\r\nab\r\n", PLAIN[:-1]])
 def test_an_answer_that_broke_off_is_an_error_at_the_end(wire: bytes) -> None:
     answer = HttpAnswer()

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,11 @@ def wait_replaced(host: AgentHost, slot: int, before: dict[int, str], *, timeout
     )
     host.wait_ready()
     return took_s
+
+
+def wait_ticks(host: AgentHost, count: int) -> None:
+    until = int(host.status()["agent"]["ticks"]) + count
+    host.wait(lambda: int(host.status()["agent"]["ticks"]) >= until, f"{count} more ticks")
 
 
 def test_one_container_per_gpu_serves_a_streaming_chat(ready: AgentHost) -> None:
@@ -184,6 +190,20 @@ def test_a_server_that_hangs_already_when_the_agent_comes_is_replaced(ready: Age
     wait_replaced(ready, 0, before)
 
     assert ready.ids()[1] == before[1]
+
+
+def test_an_agent_that_stood_still_blames_nobody(ready: AgentHost) -> None:
+    """Canaries were under way, and their tokens wait unread, for longer than an idle server may be silent."""
+    before = ready.ids()
+    for _ in range(4):
+        ready.send(signal.SIGSTOP)
+        time.sleep(4.5)
+        ready.send(signal.SIGCONT)
+        wait_ticks(ready, 2)
+
+    assert ready.states() == ["ready", "ready"]
+    assert ready.ids() == before
+    assert "the agent itself stood still" in ready.story()
 
 
 def test_a_second_agent_is_refused(ready: AgentHost) -> None:

@@ -54,8 +54,8 @@ def _is_newer(load: Load, canary: Canary | None) -> bool:
 
 
 def is_quiet(evidence: Evidence, config: HealthConfig, now_s: float) -> bool:
-    """Nobody is served, asked or waited for."""
-    if evidence.canary is not None or not _is_well(evidence, config):
+    """Nobody is served, asked or waited for, and the model is where it belongs."""
+    if evidence.canary is not None or evidence.on_gpu is False or not _is_well(evidence, config):
         return False
     return evidence.flow_s is None or now_s - evidence.flow_s > _FLOWS_S
 

@@ -7,8 +7,11 @@ An agent at rest spends most of its processor time here, so this is done with a 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import socket
+import sys
+import termios
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +43,15 @@ class Meter:
 
     received_bytes: int = 0
     connections: int = 0
+    link: socket.socket | None = None  # the connection that there is
+
+    def arrived_bytes(self) -> int:
+        """With what waits to be read."""
+        link, waiting = self.link, bytearray(4)
+        if link is not None:
+            with contextlib.suppress(OSError, ValueError):  # closed in between
+                fcntl.ioctl(link, termios.FIONREAD, waiting)
+        return self.received_bytes + int.from_bytes(waiting, sys.byteorder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +157,7 @@ class Link:
             link, self._socket = self._socket, None
         if link is not None:
             self.server.meter.connections -= 1
+            self.server.meter.link = None
             link.close()
 
     def _connected(self) -> socket.socket:
@@ -155,6 +168,7 @@ class Link:
         except TimeoutError as error:
             raise ConnectionRefusedError("no connection in time") from error
         self.server.meter.connections += 1
+        self.server.meter.link = link
         with self._lock:
             self._socket = link
             if self.is_cancelled:

@@ -56,19 +56,30 @@ class HttpAnswer:
         match = _STATUS.match(first)
         if not match:
             raise HttpAnswerError(f"not HTTP: {first[:60]!r}")
-        closes = match[1] == b"0"
+        self._raw = rest
+        status = int(match[2])
+        if 100 <= status < 200:  # another one follows
+            return self._take_head()
+        self._take_fields(fields, is_old=match[1] == b"0", is_bare=status in (204, 304))
+        self.status = status
+        return True
+
+    def _take_fields(self, fields: list[bytes], *, is_old: bool, is_bare: bool) -> None:
+        """How long the body is, and what comes after it."""
+        closes = is_old
         for field in fields:
             name, _, value = field.lower().partition(b":")
+            words = [word.strip() for word in value.split(b",")]
             if name == b"transfer-encoding":
-                self._chunked = value.strip() == b"chunked"
+                self._chunked = words == [b"chunked"]
             elif name == b"connection":
-                closes = value.strip() == b"close"
+                closes = b"close" in words
             elif name == b"content-length":
                 self._left = _number(value.strip(), 10)
-        self._left = 0 if self._chunked else self._left
+        if is_bare or self._chunked:
+            self._left = 0
+        self._chunked = self._chunked and not is_bare
         self._keeps = self._left is not None and not closes
-        self.status, self._raw = int(match[2]), rest
-        return True
 
     def _plain(self) -> bytes:
         if self._left is None:

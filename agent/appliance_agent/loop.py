@@ -29,8 +29,8 @@ from appliance_image.errors import ApplianceError
 
 TICK_S: Final = 1.0
 CALM_S: Final = 5.0  # while all slots are well; whatever happens wakes the loop
-_PAUSE_S: Final = 5.0  # a tick that is so late means that nobody looked meanwhile
 _WATCHDOG_S: Final = 3.0
+_TOLD_AGAIN_S: Final = 10.0
 _FIRST_LOOK_S: Final = 15.0  # how long the neighbours may take to say anything at all
 
 
@@ -77,7 +77,9 @@ class Loop:
         self._reload = threading.Event()
         self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._host = Host()
-        self._trusted_s = self._due_s = 0.0  # the next tick, unless something happens before
+        self._trusted_s = 0.0
+        self._told_s = float("-inf")  # that it stood still
+        self._due_s = 0.0  # the next tick, unless something happens before
         self._watchdog_s = 0.0
         started = clock()
         self._snapshot = Snapshot(
@@ -149,9 +151,7 @@ class Loop:
     def _tick(self) -> None:
         moment = self._clock()
         late_s = moment.mono_s - self._due_s
-        if late_s > _PAUSE_S:
-            self._trusted_s = moment.mono_s
-            self._journal.warning(f"the agent itself stood still for {late_s:.0f} s: what it knew is not trusted")
+        self._look_at_itself(moment)
         if self._reload.is_set():
             self._reload.clear()
             self._read_again(moment)
@@ -171,6 +171,15 @@ class Loop:
         calm = _is_calm(self._host, news.evidence.values(), moment.mono_s)
         self._due_s = beat(moment.mono_s + (CALM_S if calm else TICK_S))
         self._announce(moment, news, problems, late_s)
+
+    def _look_at_itself(self, moment: Now) -> None:
+        since_s = self._neighbours.health.trusted_since_s(moment.mono_s)
+        if since_s <= self._trusted_s:
+            return
+        self._trusted_s = since_s
+        if since_s - self._told_s > _TOLD_AGAIN_S:
+            self._told_s = since_s
+            self._journal.warning("the agent itself stood still: what it knew is not trusted")
 
     def _news(self) -> News:
         done: list[Done] = []

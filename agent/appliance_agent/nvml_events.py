@@ -12,7 +12,7 @@ from appliance_agent.gpus import Xid
 from appliance_agent.nvml_calls import XID_EVENT, Fault, Handle, NvmlError, fault_of, function, nvml
 from appliance_agent.nvml_identity import address_of
 
-_WAIT_S: Final = 5.0  # it cannot be broken off, and each that ends in vain costs a wake-up
+_WAIT_S: Final = 2.0  # it cannot be broken off, and each that ends in vain costs a wake-up
 _PAUSE_S: Final = 1.0
 
 

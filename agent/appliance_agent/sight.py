@@ -89,7 +89,7 @@ class Sight:
     def _sample(self, now_s: float) -> None:
         sent = self._processes.sent_bytes(self._target.pid) if self._is_visible() else None
         if sent is not None:
-            self._flow.sample(now_s, sent_bytes=sent, own_bytes=self._meter.received_bytes)
+            self._flow.sample(now_s, sent_bytes=sent, own_bytes=self._meter.arrived_bytes())
 
     def _is_visible(self) -> bool:
         """The process id must be the container's: in another namespace, or later, it may be anybody's."""

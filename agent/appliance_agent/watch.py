@@ -20,6 +20,7 @@ from appliance_agent.procfs import Processes
 from appliance_agent.watched import Around, Follow, Watched
 
 LOOK_S: Final = 1.0
+_PAUSE_S: Final = 3.0  # between two turns: the agent was stopped, or had no processor
 _ASKERS: Final = 64  # one for each slot, should all of them hang
 _SPREAD: Final = 0.1
 
@@ -63,6 +64,7 @@ class Watch:
         self._watched: Mapping[int, Watched] = {}
         self._spreads: dict[int, tuple[float | None, float]] = {}
         self._look_s = float("-inf")  # the next one
+        self._awake_s = self._trusted_s = time.monotonic()
         self._held = False  # somebody's turn is put off until another one was asked
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -83,6 +85,10 @@ class Watch:
     def evidence(self) -> Mapping[int, Evidence]:
         return {slot: watched.evidence for slot, watched in self._watched.items()}
 
+    def trusted_since_s(self, now_s: float) -> float:
+        """Since when it has looked every second. One that was stopped a moment ago has seen nothing yet."""
+        return self._trusted_s if now_s - self._awake_s <= _PAUSE_S else now_s
+
     def close(self) -> None:
         self._closed = True
         self._nudged.set()
@@ -99,6 +105,7 @@ class Watch:
             self._nudged.clear()
             self._follow_targets()
             now_s = time.monotonic()
+            self._trusted_s, self._awake_s = self.trusted_since_s(now_s), now_s
             if now_s >= self._look_s:
                 self._look_s = beat(now_s + LOOK_S)
                 self._look(now_s)
@@ -132,7 +139,7 @@ class Watch:
     def _ask(self, now_s: float) -> float:
         """Asks whose turn it is; returns when the next turn may be. A look is a good moment for those near it."""
         young_until_s = max((watched.young_until_s() for watched in self._watched.values()), default=float("-inf"))
-        next_s, self._held = float("inf"), False
+        next_s, held = float("inf"), False
         for due_s, slot in sorted((self._due_s(watched), slot) for slot, watched in self._watched.items()):
             watched = self._watched[slot]
             if not watched.may_ask(now_s):
@@ -143,9 +150,11 @@ class Watch:
                 watched.ask(now_s)
                 young_until_s = watched.young_until_s()
                 continue
-            self._held = self._held or due
+            held = held or due
             next_s = min(next_s, max(due_s + leeway_s, young_until_s))
-        return next_s
+        self._held = held
+        over = held and all(watched.young_until_s() <= now_s for watched in self._watched.values())
+        return now_s if over else next_s  # who is waited for may have ended meanwhile
 
     def _asked(self, *, in_a_hurry: bool) -> None:
         """In the thread of a request that has ended."""
