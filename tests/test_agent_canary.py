@@ -384,6 +384,16 @@ def test_the_meter_counts_about_what_the_server_sent(start: Start) -> None:
     assert exact / 2 < target.meter.received_bytes < exact * 2
 
 
+def test_what_waits_to_be_read_has_arrived() -> None:
+    ours, servers = socket.socketpair()
+    meter = Meter(received_bytes=5, link=ours)
+    with ours, servers:
+        servers.sendall(b"1234567")
+        assert meter.arrived_bytes() == 12
+
+    assert meter.arrived_bytes() == 5
+
+
 def test_a_preload_waits_for_the_load_and_can_be_cancelled(start: Start) -> None:
     server = start(STANDIN_LOAD_S="0.3")
     good = load(at(server))

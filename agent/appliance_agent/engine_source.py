@@ -144,8 +144,8 @@ class DockerSource:
     def _ask_whether_it_lives(self) -> None:
         now_s = self._clock()
         if self._ping.socket is None and now_s >= self._due["ping"]:
-            pause_s = beat(now_s + min(_PING_S, self._timeout_s / 2)) if self.seen().up else now_s + _AGAIN_S
-            self._due["ping"] = pause_s
+            next_s = beat(now_s + min(_PING_S, self._timeout_s / 2)) if self.seen().up else now_s + _AGAIN_S
+            self._due["ping"] = next_s
             if self._asked_s <= self._answered_s:  # the first question without an answer counts
                 self._asked_s = now_s
             with contextlib.suppress(EngineSilentError):  # its queue is full; judged below like any silence
