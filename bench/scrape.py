@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--parts", default="servers,agent", help="some of: %(default)s")
     parser.add_argument("--scrapes", type=int, default=1000, help="of each of the two scrapers of a server")
     parser.add_argument("--slots", type=int, default=8, help="of the servers")
-    parser.add_argument("--seconds", type=float, default=60, help="of the hang, and of the footprint")
+    parser.add_argument("--seconds", type=float, default=150, help="of the hang, and of the footprint")
     parser.add_argument("--apart", action="store_true", help="neighbours hang one after the other, not all at once")
     parser.add_argument("--serve", choices=scrapeserver.KINDS, help=argparse.SUPPRESS)
     words = parser.parse_args()
