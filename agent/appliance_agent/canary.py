@@ -1,4 +1,4 @@
-"""The canary: one streaming chat, reported piece by piece. However it ends is an outcome, never an exception.
+"""The canary: one streaming chat, reported as it grows. However it ends is an outcome, never an exception.
 
 It has no deadline of its own: who started it sees how long it waits and may cancel the link. It sends nothing that makes
 Ollama load the model anew, and no keep_alive, because that would stay in force after it.

@@ -82,9 +82,8 @@ class Answer:
         return self._http.status
 
     @property
-    def ended(self) -> bool:
-        """Properly, and the connection can be used again."""
-        return self._http.is_over
+    def frees_connection(self) -> bool:
+        return self._http.frees_connection
 
     def chunks(self) -> Iterator[bytes]:
         """As they come. A body that ends before its length raises, whether that was said at its head or in chunks."""
@@ -149,7 +148,7 @@ class Link:
         except (OSError, HttpAnswerError) as error:
             raise self._error(error, answered=answer is not None and answer.status > 0) from error
         finally:
-            if answer is None or not answer.ended:
+            if answer is None or not answer.frees_connection:
                 self.close()
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ class HttpAnswerError(Exception):
 
 
 class HttpAnswer:
-    """`status` is 0 until the head is there; `ended` is true after a proper end of the body. Trailers are left unread."""
+    """`status` is 0 until the head is there; `ended` is true after a proper end of the body. Trailers are dropped."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -42,26 +42,27 @@ class HttpAnswer:
         self.ended = True
 
     @property
-    def is_over(self) -> bool:
-        """Nothing came after it, and the connection stays."""
+    def frees_connection(self) -> bool:
+        """It has ended, nothing came after it, and the server does not hang up."""
         return self.ended and self._keeps and not self._raw
 
     def _take_head(self) -> bool:
-        head, end, rest = self._raw.partition(b"\r\n\r\n")
-        if not end:
-            if len(self._raw) > _HEAD_MAX:
-                raise HttpAnswerError("a head without an end")
-            return False
-        first, *fields = head.split(b"\r\n")
-        match = _STATUS.match(first)
-        if not match:
-            raise HttpAnswerError(f"not HTTP: {first[:60]!r}")
-        self._raw = rest
-        status = int(match[2])
-        if 100 <= status < 200:  # another one follows
-            return self._take_head()
-        self._take_fields(fields, is_old=match[1] == b"0", is_bare=status in (204, 304))
-        self.status = status
+        """Of the answer itself: those of 1xx, which come before it, say nothing."""
+        while True:
+            head, end, rest = self._raw.partition(b"\r\n\r\n")
+            if not end:
+                if len(self._raw) > _HEAD_MAX:
+                    raise HttpAnswerError("a head without an end")
+                return False
+            first, *fields = head.split(b"\r\n")
+            match = _STATUS.match(first)
+            if not match:
+                raise HttpAnswerError(f"not HTTP: {first[:60]!r}")
+            self._raw = rest
+            if not match[2].startswith(b"1"):
+                break
+        self.status = int(match[2])
+        self._take_fields(fields, is_old=match[1] == b"0", is_bare=self.status in (204, 304))
         return True
 
     def _take_fields(self, fields: list[bytes], *, is_old: bool, is_bare: bool) -> None:

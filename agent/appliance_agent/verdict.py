@@ -79,10 +79,8 @@ def _not_listening(case: Case) -> Verdict | None:
 def _loading(case: Case) -> Verdict | None:
     load = case.evidence.load
     if load is None:
-        first = (
-            case.evidence.canary is not None and case.evidence.loaded
-        )  # of a container that was there before the agent
-        asked = first or bool(case.evidence.canaries)
+        was_there = case.evidence.canary is not None and case.evidence.loaded  # before the agent
+        asked = was_there or case.evidence.canaries
         return None if asked else Verdict(Health.LOADING, "the model is not asked for yet")
     if load.ended_s is None:
         still_s = case.ago(load.started_s, case.evidence.progress_s)
