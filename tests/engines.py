@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +24,12 @@ from typing import Literal
 
 from debian_root import MirrorUnknownError, debian_root
 from enclosure import LOOPBACK, Enclosure
+from engine_directory import CGROUP_PREFIX, EngineDirectory, sweep
 from fakegpus import Toolkit
 from smallbase import MADE
 
 EngineKind = Literal["classic", "containerd"]
 KINDS: tuple[EngineKind, ...] = ("classic", "containerd")
-_CGROUPS = Path("/sys/fs/cgroup")
-_PREFIX = "ollama-appliance-test-"
 
 
 class EngineError(Exception):
@@ -119,18 +117,18 @@ class Engine:
 
 
 class PrivateEngine(Engine):
-    def __init__(self, *, kind: EngineKind, directory: Path, enclosure: Enclosure) -> None:
-        super().__init__(
-            kind=kind, docker_host=f"unix://{directory}/docker.sock", command_line_state=directory / "client"
-        )
-        self.directory = directory
-        self.data_root = directory / "data"
+    def __init__(self, *, kind: EngineKind, directory: EngineDirectory, enclosure: Enclosure) -> None:
+        here = directory.path
+        super().__init__(kind=kind, docker_host=f"unix://{here}/docker.sock", command_line_state=here / "client")
+        self.directory = here
+        self.data_root = here / "data"
         self.storage_driver = "overlayfs" if kind == "containerd" else "overlay2"
-        self.toolkit = Toolkit.beside(directory)
+        self.toolkit = Toolkit.beside(here)
         self.cdi = False  # whether it looks for CDI devices
         self.runtimes: dict[str, Path] = {}  # by name, besides runc
         self.options: dict[str, object] = {}  # of daemon.json, over the tests' own
         self.listener: socket.socket | None = None  # held open for the engine, as systemd does with docker.socket
+        self._own = directory
         self._enclosure = enclosure
         self._daemon: subprocess.Popen[bytes] | None = None
 
@@ -228,7 +226,7 @@ class PrivateEngine(Engine):
         if self.listener:
             self.listener.close()
         self._enclosure.close()
-        discard(self.directory)
+        self._own.discard()
 
     def _answers_or_died(self) -> bool:
         if self._daemon is None or self._daemon.poll() is not None:
@@ -276,7 +274,7 @@ class PrivateEngine(Engine):
             *("env", f"PATH={self.toolkit.programs}:{os.environ['PATH']}"),
             f"TMPDIR={here}/tmp",  # a containerd that ends too slowly for dockerd leaves its stacks there
             *("dockerd", f"--host={host}", f"--config-file={here}/daemon.json"),
-            *(*places, *network, f"--cgroup-parent=/{_PREFIX}{here.name}"),
+            *(*places, *network, f"--cgroup-parent=/{CGROUP_PREFIX}{here.name}"),
         ]
 
 
@@ -344,14 +342,13 @@ def start_engine(
     base = engines_directory()
     base.mkdir(parents=True, exist_ok=True)
     sweep(base)
-    directory = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=base))
-    (directory / "owner").write_text(_identity(os.getpid()))
+    directory = EngineDirectory(base, kind)
     for name in ("data", "exec", "etc", "client", "tmp"):
-        (directory / name).mkdir()
+        (directory.path / name).mkdir()
     try:
-        enclosure = Enclosure.open(_setup(directory, root, disk_bytes))
+        enclosure = Enclosure.open(_setup(directory.path, root, disk_bytes))
     except BaseException:
-        discard(directory)
+        directory.discard()
         raise
     engine = PrivateEngine(kind=kind, directory=directory, enclosure=enclosure)
     engine.options |= options or {}
@@ -414,37 +411,12 @@ def desktop_refusal() -> str:
     return answer.stderr.strip().partition("\n")[0]
 
 
-def sweep(base: Path) -> None:
-    """Throw away what runs left behind that were killed: their processes died with them, their files did not."""
-    for directory in base.iterdir():
-        owner = directory / "owner"
-        if owner.exists() and owner.read_text() != _identity(int(owner.read_text().split()[0])):
-            discard(directory)
-
-
-def discard(directory: Path) -> None:
-    groups = [*_CGROUPS.glob(f"*/{_PREFIX}{directory.name}"), *_CGROUPS.glob(f"{_PREFIX}{directory.name}")]
-    for top in groups:
-        for group, _, _ in os.walk(top, topdown=False):
-            Path(group).rmdir()
-    shutil.rmtree(directory)
-
-
 def wait_until(true: Callable[[], bool], *, timeout_s: float, what: str) -> None:
     deadline = time.monotonic() + timeout_s
     while not true():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}")
         time.sleep(0.02)
-
-
-def _identity(pid: int) -> str:
-    """A process id and when it started: a later process with the same number is another one."""
-    try:
-        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except FileNotFoundError:
-        return ""
-    return f"{pid} {started}"
 
 
 def _setup(directory: Path, root: Path | None, disk_bytes: int | None) -> str:

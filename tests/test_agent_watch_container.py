@@ -102,6 +102,10 @@ class Watching:
     def evidence(self) -> Evidence:
         return self.source.evidence().get(0, Evidence("", watched_since_s=0.0))
 
+    @property
+    def accesses(self) -> list[Access]:
+        return [event for event in self.events if isinstance(event, Access)]
+
 
 @contextmanager
 def user(container: Container, *, model: str = MODEL) -> Iterator[http.client.HTTPResponse]:
@@ -124,7 +128,7 @@ def test_an_idle_container_shows_nothing_of_our_own_requests(container: Containe
     assert (evidence.flow_s, evidence.answer_line_s, evidence.peers) == (None, None, 0)
     assert evidence.bytes_per_s is not None
     assert evidence.compute_ratio is not None
-    assert not any(isinstance(event, Access) for event in watching.events)
+    assert watching.accesses == []
 
 
 def test_users_show_as_flow_peers_and_lines(container: Container) -> None:
@@ -160,11 +164,10 @@ def test_a_short_answer_shows_as_a_line(container: Container) -> None:
         wait_until(lambda: bool(watching.evidence.canaries), timeout_s=30, what="a canary")
         with user(container) as answer:
             answer.read()
-        wait_until(lambda: bool(watching.evidence.answer_line_s), timeout_s=30, what="the line")
+        wait_until(lambda: bool(watching.accesses), timeout_s=30, what="the line")
+        wait_until(lambda: bool(watching.evidence.answer_line_s), timeout_s=30, what="the evidence")
 
-    assert [(event.status, event.path) for event in watching.events if isinstance(event, Access)] == [
-        (200, "/api/chat")
-    ]
+    assert [(access.status, access.path) for access in watching.accesses] == [(200, "/api/chat")]
 
 
 def test_a_paused_container_shows_in_a_canary_that_waits(container: Container) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
@@ -22,6 +23,7 @@ from authority import Authority
 from blobsources import RegistrySource, StoreSource
 from conftest import BASE_VERSION, MakeEngine, MakeFront, MakeRegistry
 from debian_root import debian_root
+from engine_directory import EngineDirectory, sweep
 from engines import Engine, EngineError, EngineKind, PrivateEngine, engines_directory, wait_until
 from faultproxy import FaultProxy
 from faults import Answer, Corrupt, Cut, DropResponse, Headers, IgnoreRange, Shorten, Slow, Stall, session_lost
@@ -234,6 +236,27 @@ def test_an_engine_dies_with_the_tests_and_the_next_run_clears_up(make_engine: M
     assert left
     assert directory.parent == engines_directory()
     assert not directory.exists()
+
+
+def test_those_who_clear_up_at_once_do_not_hinder_each_other(tmp_path: Path) -> None:
+    alive = EngineDirectory(tmp_path, "classic")
+    made = tmp_path / "just-being-made"
+    made.mkdir()
+    for number in range(3):
+        for name in ("a/b/c", "d"):
+            place = tmp_path / f"left-{number}" / name
+            place.mkdir(parents=True)
+            for file in range(200):
+                (place / str(file)).touch()
+        (tmp_path / f"left-{number}" / "owner").touch()
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(sweep, tmp_path) for _ in range(8)]:
+            done.result()
+
+    assert sorted(tmp_path.iterdir()) == sorted([alive.path, made])
+    alive.discard()
+    assert list(tmp_path.iterdir()) == [made]
 
 
 def _command_lines() -> list[str]:

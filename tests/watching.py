@@ -8,7 +8,7 @@ from typing import Self
 
 from standinserver import OllamaServer
 
-from appliance_agent.access_log import Event
+from appliance_agent.access_log import Access, Event
 from appliance_agent.config import HealthConfig
 from appliance_agent.evidence import Canary, Evidence
 from appliance_agent.gpus import NO_GPUS, GpuSnapshot
@@ -120,6 +120,10 @@ class Scene:
         """Of a slot that is being watched, or else nothing known."""
         found: Mapping[int, Evidence] = self.source.evidence()
         return found.get(slot, Evidence("", watched_since_s=0.0))
+
+    def inference_lines(self) -> list[Access]:
+        """Of users, so far."""
+        return [event for _, event in self.events if isinstance(event, Access) and event.is_inference]
 
     def sees(self, condition: Callable[[Evidence], object], slot: int = 0) -> Callable[[], bool]:
         return lambda: bool(condition(self.evidence(slot)))
