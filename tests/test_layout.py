@@ -252,6 +252,36 @@ def test_a_killed_writer_leaves_no_bad_name_and_the_next_run_cleans_up(tmp_path:
     assert opened(tmp_path).manifest()[0].digest == WHOLE.digest
 
 
+def test_a_file_that_another_run_sweeps_while_it_is_made_is_made_anew(tmp_path: Path) -> None:
+    """Between its making and its lock it looks like what a dead run left."""
+    script = f"""
+        import fcntl, os, sys
+        from pathlib import Path
+        from appliance_builder.outfile import UnfinishedFile
+
+        swept = []
+
+        def sweep_begins(event, words):
+            if event == "fcntl.flock" and not swept:
+                swept.append(os.readlink(f"/proc/self/fd/{{words[0]}}"))
+                swept.append(os.open(swept[0], os.O_RDWR))
+                fcntl.flock(swept[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+        sys.addaudithook(sweep_begins)
+        directory = Path({str(tmp_path)!r})
+        file = UnfinishedFile(directory, ".unfinished-")
+        os.unlink(swept[0])
+        file.write(b"whole")
+        file.finish(directory / "name")
+    """
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env={**os.environ, "PYTHONPATH": path}, check=True)
+
+    assert (tmp_path / "name").read_bytes() == b"whole"
+    assert files(tmp_path) == {"name"}
+
+
 def test_a_full_disk_is_said_with_the_place_and_leaves_nothing_half_done(tmp_path: Path) -> None:
     big = weights_layer(os.urandom(6_000_000))
 

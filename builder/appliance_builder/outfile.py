@@ -146,11 +146,20 @@ def _create_locked(directory: Path, prefix: str) -> tuple[Path, int]:
     while True:
         path = directory / f"{prefix}{secrets.token_hex(6)}"
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with suppress(OSError):  # file systems without locks: nobody can sweep there either
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(file).st_nlink:  # else another run swept it between the two steps
+        if _locked(file):
             return path, file
         os.close(file)
+
+
+def _locked(file: int) -> bool:
+    """Unless another run took it for what a dead one left, and sweeps it or has swept it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # file systems without locks: nobody can sweep there either
+        return True
+    return os.fstat(file).st_nlink > 0
 
 
 def _told(error: OSError, place: Path, written: int) -> OutputError:
