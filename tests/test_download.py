@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,9 @@ from registries import Registry
 
 from appliance_builder.blobcache import BlobCache, Cleared
 from appliance_builder.download import Downloads
-from appliance_builder.filling import CancelledError, DownloadError
+from appliance_builder.filling import CancelledError, DownloadError, Progress
 from appliance_builder.http import Http
+from appliance_builder.journal import Segments
 from appliance_builder.network import Network
 from appliance_builder.pace import Budget, Pace
 from appliance_builder.partial import CacheError, PartialBlob
@@ -121,7 +122,8 @@ class Yard:
 
     @property
     def sent_bytes(self) -> int:
-        """What left the storage as parts of the blob, also what was lost on the way."""
+        """What left the storage as parts of the blob, also what was lost on the way; nothing may be on it any more."""
+        self.front.blob_proxy.wait_for(lambda log: all(exchange.finished for exchange in log))
         return sum(exchange.response_bytes for exchange in self.front.blob_requests() if exchange.status in (200, 206))
 
 
@@ -254,6 +256,24 @@ def test_a_connection_cut_at_any_byte_goes_on_from_there(yard: Yard, after: int,
     assert body == yard.blob
     if how == "fin":  # a reset also loses what was under way
         assert yard.sent_bytes == SIZE
+
+
+def test_a_note_goes_away_although_another_connection_goes_on_while_it_is_written() -> None:
+    progress = Progress(QUICK)
+
+    class Slow(Bar):
+        def note(self, text: str) -> None:
+            if text:
+                progress.received(1, new=True)
+            super().note(text)
+
+    bar = Slow(SEGMENT)
+    progress.begin(Segments(SEGMENT), [], bar)
+
+    progress.retry(_refused(503), tries=0)
+    progress.received(1, new=True)
+
+    assert bar.notes[-1] == ""
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
@@ -409,8 +429,8 @@ def test_a_silent_connection_is_replaced(yard: Yard) -> None:
 def test_a_download_gives_up_after_time_without_progress_and_the_next_run_goes_on(yard: Yard) -> None:
     rule = yard.front.blob_proxy.add(Answer(503))
 
-    with pytest.raises(DownloadError, match=r"gave up after 0.3 s without a byte") as caught:
-        yard.fetch(pace=IMPATIENT)
+    with pytest.raises(DownloadError, match=r"gave up after 2.0 s without a byte") as caught:
+        yard.fetch(pace=replace(IMPATIENT, patience_s=2))
     yard.front.blob_proxy.clear()
 
     assert "stays" in caught.value.hint

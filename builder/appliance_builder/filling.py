@@ -117,11 +117,12 @@ class Progress:
             self._check()
             chance = random.random()  # noqa: S311 - spreads retries, no secret
             pause_s = self._budget.pause_s(error, tries, now_s=time.monotonic(), random=chance)
-            self._noted = True
         if pause_s is None:
             self._give_up(error)
         if self._transfer:
             self._transfer.note(f"waiting {render_duration(pause_s)}: {error.message}")
+        with self._changed:
+            self._noted = True  # after the note, or another connection takes it away before it is there
         self.pause(pause_s)
 
     def fail(self, error: BaseException) -> None:
