@@ -12,11 +12,15 @@ import pytest
 from blobsources import StoreSource
 from building import MIB, Site, failed
 from conftest import MakeFront
+from engines import wait_until
 from faultproxy import FaultProxy
 from faults import DropResponse, Stall
 from ollamafront import OllamaFront
 from registries import Registry
 from trouble import LARGE, SEGMENT_BYTES, Ground, Job, Place, weights_path
+
+from appliance_builder.blobcache import BlobCache
+from appliance_image.digest import Digest
 
 HEADER_BYTES = 8 * MIB  # a build looks at the beginning of the weights first; what the kernels hold counts as read
 
@@ -88,9 +92,11 @@ def hold(place: Place, front: OllamaFront, point: Point) -> Stall:
 
 
 def killed_at(job: Job, stall: Stall, how: signal.Signals = signal.SIGKILL) -> None:
+    """And has no name yet: released, the registry does what it was asked for, and nobody need be there to hear of it."""
     running = job.start()
     assert stall.reached.wait(30)
     running.kill(how)
+    assert job.named() is None
     stall.release()
 
 
@@ -101,7 +107,6 @@ def test_a_build_that_was_killed_succeeds_the_second_time(place: Place, front: O
 
     killed_at(job, stall)
 
-    assert job.named() is None
     job.succeeds()
 
 
@@ -116,6 +121,7 @@ def test_a_build_killed_before_it_heard_of_its_success_finds_it(place: Place, re
     )
 
     running.kill()
+    registry.proxy.wait_for(lambda log: all(each.finished for each in log))  # a second try rewrites the tag
 
     assert job.named() == job.digest
     registry.proxy.clear()
@@ -167,16 +173,16 @@ def test_what_was_downloaded_is_not_fetched_again_for_the_push(
     job = place.push_downloaded(front, LARGE)
     running = job.start()
     assert stall.reached.wait(30)
-    size = place.ground.weights_bytes(LARGE)
-    path = weights_path(place.ground, LARGE)
-    front.blob_proxy.wait_for(lambda log: sum(each.response_bytes for each in log if path in each.path) > size)
+    cache = BlobCache(place.site.directory / "cache/blobs")
+    weights = Digest.parse(place.ground.weights(LARGE)), place.ground.weights_bytes(LARGE)
+    wait_until(lambda: not cache.missing_bytes(*weights), timeout_s=30, what="the whole download")
     running.kill()
     front.blob_proxy.forget()
     registry.proxy.clear()
 
     job.succeeds()
 
-    assert fetched(front, place) <= 4 * SEGMENT_BYTES
+    assert fetched(front, place) <= HEADER_BYTES
 
 
 @pytest.mark.parametrize("name", ["asking for the model", "downloading", "opening the upload", "sending", "naming"])
@@ -193,7 +199,7 @@ def test_ctrl_c_ends_a_build_at_once_and_says_how_to_go_on(place: Place, front: 
     message, hint = failed(ran, status=130)
     assert message == "interrupted"
     assert "same command again" in hint
-    assert took_s < 5
+    assert took_s < 10  # who waits for an answer, or for bytes, waits 30 s and more
     assert job.named() is None
     stall.release()
     job.succeeds()
@@ -229,7 +235,6 @@ def test_a_killed_build_leaves_no_image_in_a_file(
 
     killed_at(job, stall, how)
 
-    assert job.named() is None
     job.succeeds()
     left = [path.name for path in place.site.directory.rglob("*unfinished*")]
     assert left == []

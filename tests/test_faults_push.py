@@ -166,11 +166,11 @@ def test_a_token_may_end_in_the_middle_of_an_upload(
     make_registry: MakeRegistry, place: Place, says: int | None
 ) -> None:
     """And its server may tell the truth about that, or not."""
-    registry = make_registry(Options(auth="token", token_lifetime_s=1))
+    registry = make_registry(Options(auth="token", token_lifetime_s=3))
     assert registry.tokens
     registry.tokens.reported_s = says
     log_in(place.site, registry.host)
-    registry.proxy.add(Slow(30_000_000, of="request"), method="PATCH")
+    registry.proxy.add(Slow(10_000_000, of="request"), method="PATCH", nth=1)
     registry.proxy.add(Cut(40_000_000, of="request"), method="PATCH", nth=1)
     job = replace(place, registry=registry).push_stored(LARGE)
 

@@ -161,7 +161,7 @@ def test_tokens_that_are_revoked_in_the_middle_are_asked_for_anew(
     front = make_front(StoreSource(ground.store), Manners(auth="bearer", redirect=False))
     stall = Stall(1_000_000)
     front.proxy.add(stall, path=ground.weights(LARGE), nth=2)
-    front.proxy.add(Cut(2_000_000), path=ground.weights(LARGE), nth=3)
+    front.proxy.add(Cut(2_000_000), path=ground.weights(LARGE), nth=2)  # so that it has to ask once more
     job = place.push_downloaded(front, LARGE)
 
     running = job.start()
