@@ -11,6 +11,7 @@ from blobsources import StoreSource
 from faults import Answer, Corrupt, Cut
 from ollamafront import PASSWORD, USER, Manners, OllamaFront, start_front
 from registries import Registry
+from registry_client import Time
 
 from appliance_builder.blobcache import BlobCache
 from appliance_builder.credentials import Credentials
@@ -26,7 +27,6 @@ from appliance_builder.registry import Repository
 from appliance_builder.registry_errors import RegistryError
 from appliance_builder.sources import ModelSource, read_model
 from appliance_builder.transport import Transport
-from appliance_builder.waiting import Waiting
 from appliance_image.digest import Digest
 from appliance_image.errors import ApplianceError
 from appliance_image.oci import DOCKER_MANIFEST, Descriptor, Manifest
@@ -41,7 +41,6 @@ PARTS = {
     "application/vnd.ollama.image.model": WEIGHTS,
     "application/vnd.ollama.image.template": TEMPLATE,
 }
-HURRIED = Waiting(patience_s=0.5, sleep=lambda _: None)
 
 
 def described(media_type: str) -> Descriptor:
@@ -130,9 +129,9 @@ class Client:
     ) -> OllamaRegistry:
         name = ModelName.parse(model)
         http = Http(Network(mirrors=mirrors or {}), environ={})
-        downloads = Downloads(self._cache, Quiet(), pace=Pace(patience_s=10, doubt_s=1, first_s=0.01))
+        downloads = Downloads(self._cache, Quiet(), pace=Pace(patience_s=10, doubt_s=10, first_s=0.01))
         self._opened += [downloads, http]
-        transport = Transport(name.host, http, credentials=lambda _: login, waiting=HURRIED)
+        transport = Transport(name.host, http, credentials=lambda _: login, waiting=Time().waiting(10))
         return OllamaRegistry(name, transport, downloads)
 
     def close(self) -> None:
