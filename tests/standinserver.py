@@ -35,6 +35,7 @@ class Answer:
     arrived_s: tuple[float, ...]  # when each chunk came, from the start of the request
     headers_s: float
     complete: bool  # the body has its end
+    started_s: float  # of time.monotonic
 
     @property
     def text(self) -> str:
@@ -177,12 +178,13 @@ def read_answer(stream: BinaryIO, method: str, started_s: float) -> Answer:
                 arrived_s += [time.monotonic() - started_s] if chunk else []
         except TimeoutError:
             complete = False
-        return Answer(status, headers, "chunked", tuple(chunks), tuple(arrived_s), headers_s, complete)
+        return Answer(status, headers, "chunked", tuple(chunks), tuple(arrived_s), headers_s, complete, started_s)
     size = int(headers.get("content-length", "0"))
     if method == "HEAD":
-        return Answer(status, headers, "no body", (), (), headers_s, complete=True)
+        return Answer(status, headers, "no body", (), (), headers_s, complete=True, started_s=started_s)
     text = stream.read(size).decode()
-    return Answer(status, headers, "content-length", (text,), (time.monotonic() - started_s,), headers_s, complete=True)
+    arrived = (time.monotonic() - started_s,)
+    return Answer(status, headers, "content-length", (text,), arrived, headers_s, complete=True, started_s=started_s)
 
 
 def read_head(stream: BinaryIO) -> tuple[int, dict[str, str]]:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -182,14 +183,14 @@ def test_the_canary_leaves_keep_alive_as_it_was(start: Start) -> None:
     chat(server, keep_alive=-1)
     ask(at(server))
 
-    assert before[:13] == after[:13]  # to the hour
-    assert _expires(server).startswith("23")  # in the year 2319 or so: for ever
+    assert after - before < timedelta(minutes=30)
+    assert _expires(server).year > 2300  # for ever
     assert server.counts()["loads"] == 1
 
 
-def _expires(server: OllamaServer) -> str:
+def _expires(server: OllamaServer) -> datetime:
     models = json.loads(server.ask("GET", "/api/ps").text)["models"]
-    return str(models[0]["expires_at"])
+    return datetime.fromisoformat(models[0]["expires_at"])
 
 
 @pytest.mark.parametrize(
@@ -252,12 +253,12 @@ def test_a_connection_that_is_reset_is_an_outcome() -> None:
 
 
 def test_no_server_is_an_outcome() -> None:
-    with answering(b"") as port:
-        pass
-    result = ask(at(port))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # so that nobody else listens there
+        target = at(silent.getsockname()[1])
 
-    assert result.outcome is Outcome.REFUSED
-    assert load(at(port)).outcome is Outcome.REFUSED
+        assert ask(target).outcome is Outcome.REFUSED
+        assert load(target).outcome is Outcome.REFUSED
 
 
 @pytest.mark.parametrize("fault", ["hang_before_first_token", "never_load", "frozen", "spin"])
@@ -272,7 +273,7 @@ def test_a_canary_that_hangs_is_shown_and_cancelled_at_once(
     assert not talk.future.done()
     assert target.meter.connections == 1
     talk.link.cancel()
-    result = talk.future.result(2)
+    result = talk.future.result(10)
 
     assert result.outcome is Outcome.TIMEOUT
     assert result.first_token_s is None
@@ -300,13 +301,12 @@ def test_a_stall_shows_in_the_age_of_the_last_token(start: Start, asked: Callabl
 
 def test_a_slow_server_is_slow_by_its_own_figures(start: Start) -> None:
     server = start()
-    usual = ask(at(server))
-    server.misbehave("slow", factor=20)
+    usual = max(ask(at(server)).tokens_per_s or 0 for _ in range(3))
+    server.misbehave("slow", factor=40)
     slow = ask(at(server))
 
-    assert usual.tokens_per_s
     assert slow.tokens_per_s
-    assert slow.tokens_per_s < usual.tokens_per_s / 3
+    assert slow.tokens_per_s < usual / 3
 
 
 def test_a_cancel_that_comes_first_ends_what_comes_after(start: Start) -> None:

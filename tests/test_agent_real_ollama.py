@@ -110,7 +110,7 @@ def test_our_own_lines_are_told_from_users(server: OllamaServer, scene: Scene) -
 def test_a_frozen_runner_shows_in_a_canary_that_waits(server: OllamaServer, scene: Scene) -> None:
     canaries(scene, 1)
     runner = runner_of(server)
-    os.kill(runner, signal.SIGSTOP)
+    scene.between_canaries.do(lambda: os.kill(runner, signal.SIGSTOP))
     try:
         wait_until(
             scene.sees(lambda evidence: evidence.canary and time.monotonic() - evidence.canary.started_s > 4),

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -63,10 +65,6 @@ def ended_with(outcome: Outcome) -> Seen:
     return lambda evidence: evidence.last_canary and evidence.last_canary.outcome is outcome
 
 
-def has_line_after(at_s: float) -> Seen:
-    return lambda evidence: (evidence.answer_line_s or 0) >= at_s
-
-
 def waits(evidence: Evidence) -> bool:
     return evidence.canary is not None and evidence.canary.pieces == 0
 
@@ -86,6 +84,7 @@ def test_a_new_container_is_loaded_once_and_then_asked_again_and_again(start: St
     server = start()
     scene.put(0, server)
     evidence = see(scene, has_canaries(3), "three canaries")
+    wait_until(lambda: len(scene.canaries) >= 3, timeout_s=20, what="the callbacks of three")
 
     assert evidence.ollama_version == "0.13.5"
     assert evidence.loaded
@@ -118,7 +117,7 @@ def test_canaries_leave_expires_at_and_the_loaded_model_alone(start: Start, scen
     see(scene, has_canaries(min(count + 2, 20)), "more canaries")
     after = json.loads(server.ask("GET", "/api/ps").text)["models"][0]["expires_at"]
 
-    assert before[:13] == after[:13]
+    assert datetime.fromisoformat(after) - datetime.fromisoformat(before) < timedelta(minutes=30)
     assert server.counts()["loads"] == 1
 
 
@@ -132,16 +131,15 @@ def test_a_cold_load_is_waited_for_however_long_it_takes(start: Start, scene: Sc
     assert (loading.load.ended_s, loading.loaded) == (None, False)
     assert server.counts()["loads"] == 1
     assert "loads_failed" not in server.counts()
-    assert lines_with(server.stdout, "499") == []
+    assert lines_with(server.stdout, r"\| 499 \|") == []
     assert evidence.canaries[0].load_s < 1
 
 
 def test_a_model_that_was_driven_out_is_loaded_before_it_is_asked(start: Start, scene: Scene) -> None:
     server = start()
     scene.put(0, server)
-    proved(scene)
+    before = proved(scene).load
     server.ask("POST", "/api/generate", {"model": "tiny:latest"})
-    before = scene.evidence().load
     evidence = see(scene, lambda evidence: evidence.load is not before and evidence.loaded, "another load")
     count = len(evidence.canaries)
     evidence = see(scene, has_canaries(count + 1), "a canary")
@@ -164,29 +162,35 @@ def test_a_model_that_is_listed_under_another_name_is_asked_all_the_same(start: 
 def test_a_server_that_hangs_shows_in_one_canary_that_waits(start: Start, scene: Scene, fault: str) -> None:
     server = start(STANDIN_PING_S="60")
     scene.put(0, server)
-    proved(scene)
-    server.misbehave(fault)
-    waiting = see(scene, waits, "a canary that waits")
-    later = see(scene, waits_longer_than(2), "it to wait on")
-    requests = server.counts()["requests"]
-    wakes = scene.wakes
-    assert later.canary == waiting.canary
-    assert later.peers == 0  # the canary is ours
-    server.misbehave("")
-    evidence = see(scene, lambda evidence: evidence.canary is None and len(evidence.canaries) > 1, "its end")
 
-    assert evidence.last_canary is not None
-    assert evidence.last_canary.outcome is Outcome.OK
-    assert (evidence.last_canary.first_token_s or 0) > 2
-    assert requests == server.counts()["requests"] - (len(evidence.canaries) - len(later.canaries) - 1)
-    assert scene.wakes >= wakes + 2  # the first token after a silence, and the end
+    def fail() -> int:
+        server.misbehave(fault)
+        return server.counts()["requests"]
+
+    requests = scene.between_canaries.do(fail)
+    waiting = see(scene, waits, "a canary that waits").canary
+    later = see(scene, waits_longer_than(2), "it to wait on")
+    wakes = scene.wakes
+    assert waiting is not None
+    begun_s = waiting.started_s
+    assert later.canary == waiting
+    assert later.peers == 0  # the canary is ours
+    assert server.counts()["requests"] == requests + 1
+    server.misbehave("")
+    evidence = see(scene, lambda evidence: evidence.canaries[-1].started_s >= begun_s, "its end")
+    wait_until(
+        lambda: scene.wakes >= wakes + 2, timeout_s=20, what="the first token after a silence and the end to wake"
+    )
+
+    [ended] = [canary for canary in evidence.canaries if canary.started_s == begun_s]
+    assert ended.outcome is Outcome.OK
+    assert (ended.first_token_s or 0) > 2
 
 
 def test_a_stall_in_mid_stream_shows_in_the_last_token(start: Start, scene: Scene) -> None:
     server = start()
     scene.put(0, server)
-    proved(scene)
-    server.misbehave("stall_mid_stream", after=6)
+    scene.between_canaries.do(lambda: server.misbehave("stall_mid_stream", after=6))
     stalled = see(scene, lambda evidence: evidence.canary and evidence.canary.pieces > 1, "some pieces")
     assert stalled.canary is not None
     last_s = stalled.canary.last_token_s
@@ -203,11 +207,9 @@ def test_a_stall_in_mid_stream_shows_in_the_last_token(start: Start, scene: Scen
 def test_a_slow_server_answers_slowly(start: Start, scene: Scene) -> None:
     server = start()
     scene.put(0, server)
-    usual = proved(scene).canaries[-1].tokens_per_s
+    usual = max(canary.tokens_per_s or 0 for canary in see(scene, has_canaries(3), "three canaries").canaries)
     server.misbehave("slow", factor=30)
-    evidence = see(
-        scene, lambda evidence: (evidence.canaries[-1].tokens_per_s or 0) < (usual or 0) / 3, "a slow canary"
-    )
+    evidence = see(scene, lambda evidence: (evidence.canaries[-1].tokens_per_s or 0) < usual / 3, "a slow canary")
 
     assert evidence.canaries[-1].outcome is Outcome.OK
 
@@ -230,12 +232,12 @@ def test_a_canary_that_fails_is_followed_by_the_next_one_soon(
     server.misbehave(fault)
     see(scene, ended_with(outcome), "a bad canary")
     count = len(scene.evidence().canaries)
-    evidence = see(scene, has_canaries(min(20, count + 2)), "two more")
+    evidence = see(scene, has_canaries(min(20, count + 3)), "three more")
     server.misbehave("")
 
-    first, second = evidence.canaries[-2:]
-    assert second.outcome is outcome
-    assert second.started_s - first.ended_s < QUICK.canary_interval_s
+    bad = evidence.canaries[-4:]
+    assert {canary.outcome for canary in bad} == {outcome}
+    assert min(later.started_s - canary.ended_s for canary, later in pairwise(bad)) < QUICK.canary_interval_s / 2
     assert evidence.error_lines_in_a_row == 0  # they are our own
     proved(scene)
 
@@ -250,8 +252,8 @@ def test_a_server_that_dies_refuses(start: Start, scene: Scene) -> None:
     evidence = see(scene, lambda evidence: evidence.refused_since_s, "the refusal")
     since_s = evidence.refused_since_s
     later = see(scene, lambda evidence: time.monotonic() - (since_s or 0) > 1, "more refusals")
+    wait_until(lambda: scene.wakes > wakes, timeout_s=20, what="the refusal to wake")
 
-    assert scene.wakes > wakes
     assert later.refused_since_s == since_s
 
 
@@ -281,8 +283,7 @@ def test_a_load_that_never_ends_is_one_request(start: Start, scene: Scene) -> No
 def test_a_server_whose_every_thread_is_frozen_is_asked_by_one_canary(start: Start, scene: Scene) -> None:
     server = start()
     scene.put(0, server)
-    proved(scene)
-    server.process.send_signal(signal.SIGSTOP)
+    scene.between_canaries.do(lambda: server.process.send_signal(signal.SIGSTOP))
     frozen_s = time.monotonic()
     try:
         waiting = see(scene, waits, "a canary that waits")
@@ -348,25 +349,26 @@ def test_a_long_answer_keeps_the_canary_waiting_and_shows_as_flow(start: Start) 
         ended = proved(scene)
 
     assert (evidence.bytes_per_s or 0) > QUICK.flow_bytes_per_s
+    assert evidence.canary is not None
     assert later.canary == evidence.canary
-    assert len(ended.canaries) == 1
+    assert ended.canaries[0].started_s == evidence.canary.started_s
 
 
 def test_users_traffic_takes_the_place_of_the_canary_for_six_intervals(start: Start) -> None:
-    with Scene() as scene:
+    with Scene(replace(QUICK, fresh_s=20.0)) as scene:
         server = start(OLLAMA_NUM_PARALLEL="2")
         scene.put(0, server)
         proved(scene)
-        count = len(scene.evidence().canaries)
-        for _ in range(12):
+        chat(server, options={"num_predict": 4})
+        evidence, chats = see(scene, lambda evidence: evidence.answer_line_s, "the line of the chat"), 1
+        count = len(evidence.canaries)
+        while len(scene.evidence().canaries) < count + 2:  # the first may have begun before the line was read
             chat(server, options={"num_predict": 4})
-            see(scene, has_line_after(time.monotonic() - 0.5), "the line of the chat")
-        during = scene.evidence().canaries
-        evidence = see(scene, has_canaries(len(during) + 1), "the canary after the traffic")
-        wait_until(lambda: len(scene.inference_lines()) == 12, timeout_s=20, what="a line of each chat")
+            chats += 1
+        wait_until(lambda: len(scene.inference_lines()) == chats, timeout_s=20, what="a line of each chat")
+        first, second = scene.evidence().canaries[count : count + 2]
 
-    assert len(during) <= count + 1
-    assert evidence.answer_line_s is not None
+    assert second.started_s - first.started_s >= 6 * QUICK.canary_interval_s
 
 
 def test_errors_of_users_are_counted_until_a_good_answer(start: Start, scene: Scene) -> None:
@@ -392,13 +394,14 @@ def test_slots_are_asked_one_after_another_as_long_as_a_request_is_young(start: 
     for server in (first, second):
         server.ask("POST", "/api/generate", {"model": MODEL})
         server.misbehave("hang_before_first_token")
+    before_s = time.monotonic()
     scene.put(0, first)
     see(scene, waits, "the first canary")
     scene.put(1, second)
-    see(scene, waits, "the second canary", slot=1)
-    begun = sorted(evidence.canary.started_s for evidence in (scene.evidence(0), scene.evidence(1)) if evidence.canary)
+    later = see(scene, waits, "the second canary", slot=1).canary
 
-    assert begun[1] - begun[0] >= 1.9
+    assert later is not None
+    assert later.started_s - before_s >= 2
 
 
 def test_another_container_in_a_slot_begins_anew(start: Start, scene: Scene) -> None:
@@ -418,10 +421,10 @@ def test_a_target_that_is_dropped_is_left_alone_at_once(start: Start, scene: Sce
     server.misbehave("hang_before_first_token")
     scene.put(0, server)
     see(scene, waits, "a canary that waits")
-    wait_until(lambda: server.counts().get("chats") == 1, timeout_s=5, what="the server to have it")
+    wait_until(lambda: server.counts().get("chats") == 1, timeout_s=20, what="the server to have it")
     scene.drop(0)
-    wait_until(lambda: 0 not in scene.source.evidence(), timeout_s=5, what="the target to go")
-    wait_until(lambda: server.counts().get("clients_gone") == 1, timeout_s=5, what="the canary to end")
+    wait_until(lambda: 0 not in scene.source.evidence(), timeout_s=20, what="the target to go")
+    wait_until(lambda: server.counts().get("clients_gone") == 1, timeout_s=20, what="the canary to end")
 
     assert scene.canaries == []
 

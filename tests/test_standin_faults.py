@@ -46,7 +46,7 @@ def last_line(answer: Answer) -> dict[str, object]:
 def assert_alive(server: OllamaServer) -> None:
     """A server with a hanging runner looks well from outside."""
     for path in ("/", "/api/version", "/api/tags", "/api/ps"):
-        assert server.ask("GET", path, give_up_s=2.0).status == 200
+        assert server.ask("GET", path, give_up_s=20.0).status == 200
 
 
 @pytest.mark.parametrize("fault", ["never_load", "hang_before_first_token", "frozen"])
@@ -63,7 +63,7 @@ def test_a_hanging_server_is_alive_but_gives_a_chat_no_headers(start: Start, fau
 def test_a_stalled_stream_stays_open_and_goes_on_when_the_fault_is_over(start: Start) -> None:
     server = start()
     server.misbehave("stall_mid_stream", after=4)
-    stalled = chat(server, give_up_s=0.3)
+    stalled = chat(server, give_up_s=2.0)  # time enough for all that comes
     with ThreadPoolExecutor() as pool:
         future = pool.submit(chat, server)
         wait_for(lambda: server.counts()["tokens"] == 8)
@@ -77,9 +77,9 @@ def test_a_stalled_stream_stays_open_and_goes_on_when_the_fault_is_over(start: S
 
 def test_slow_is_slower(start: Start) -> None:
     server = start()
-    usual = last_line(chat(server))
-    server.misbehave("slow", factor=5)
-    slow = last_line(chat(server))
+    usual = last_line(chat(server, options={"num_predict": 4}))
+    server.misbehave("slow", factor=100)
+    slow = last_line(chat(server, options={"num_predict": 4}))
 
     assert int(str(slow["eval_duration"])) > 2.5 * int(str(usual["eval_duration"]))
 
@@ -153,7 +153,7 @@ def test_dying_at_once_ends_the_process_with_the_code(start: Start) -> None:
     with pytest.raises(ConnectionError):
         server.misbehave("die", code=3)
 
-    assert server.process.wait(5) == 3
+    assert server.process.wait(20) == 3
 
 
 def test_dying_in_mid_stream_breaks_the_body_off(start: Start) -> None:
@@ -166,7 +166,7 @@ def test_dying_in_mid_stream_breaks_the_body_off(start: Start) -> None:
         answer = read_answer(stream, "POST", started_s)
 
     assert (answer.status, answer.complete) == (200, False)
-    assert server.process.wait(5) == 137
+    assert server.process.wait(20) == 137
 
 
 def test_a_frozen_stream_goes_on_where_it_was(start: Start) -> None:
@@ -190,14 +190,14 @@ def test_a_frozen_stream_goes_on_where_it_was(start: Start) -> None:
 def test_a_frozen_idle_runner_is_replaced_after_the_waits_of_the_version(
     start: Start, version: str, waits: int
 ) -> None:
-    server = start(STANDIN_PING_S="0.5", STANDIN_VERSION=version)
+    server = start(STANDIN_PING_S="1.5", STANDIN_VERSION=version)
     chat(server)
     server.misbehave("frozen")
     answer = chat(server)
 
-    assert waits * 0.5 <= answer.headers_s < (waits + 1) * 0.5
+    assert waits * 1.5 <= answer.headers_s < (waits + 1) * 1.5
     assert server.counts()["loads"] == 2
-    assert chat(server).headers_s < 0.5
+    assert chat(server).headers_s < 1.5
 
 
 def test_an_unknown_fault_is_refused(start: Start) -> None:

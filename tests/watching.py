@@ -2,9 +2,10 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from standinserver import OllamaServer
 
@@ -17,6 +18,7 @@ from appliance_agent.ports import Target
 from appliance_agent.procfs import Group, Processes
 from appliance_agent.watch import Watch
 
+T = TypeVar("T")
 MODEL = "deepseek-r1:32b"
 QUICK = HealthConfig(canary_interval_s=0.5, first_token_s=1.0, fresh_s=1.0, canary_tokens=8)
 ENVIRONMENT = {
@@ -65,9 +67,26 @@ class PrintedLog:
     def _follow(self) -> None:
         while not self._closed.wait(0.01):
             for place, (lines, read) in enumerate(self._sources):
-                for line in lines[read:]:
+                new = lines[read:]  # once: more may come meanwhile
+                for line in new:
                     self._sink(line.rstrip("\n").encode())
-                self._sources[place] = (lines, max(read, len(lines[read:]) + read))
+                self._sources[place] = (lines, read + len(new))
+
+
+class BetweenCanaries:
+    """Does something while no canary is under way; the source tells when one has `ended`, and asks no other meanwhile."""
+
+    def __init__(self) -> None:
+        self._wanted: list[Callable[[], None]] = []
+
+    def do(self, act: Callable[[], T]) -> T:
+        done: Future[T] = Future()
+        self._wanted.append(lambda: done.set_result(act()))
+        return done.result(30)
+
+    def ended(self) -> None:
+        while self._wanted:
+            self._wanted.pop()()
 
 
 class Scene:
@@ -79,6 +98,7 @@ class Scene:
         self.wakes = 0
         self.canaries: list[tuple[int, Canary]] = []
         self.events: list[tuple[int, Event]] = []
+        self.between_canaries = BetweenCanaries()
         self._servers: dict[str, OllamaServer] = {}
         self._targets: dict[int, Target] = {}
         self.source = Watch(
@@ -89,7 +109,7 @@ class Scene:
             random=lambda: 0.5,
             processes=self.processes,
             server_port=0,
-            on_canary=lambda slot, canary: self.canaries.append((slot, canary)),
+            on_canary=self._canary,
             on_access=lambda slot, event: self.events.append((slot, event)),
         )
 
@@ -127,6 +147,10 @@ class Scene:
 
     def sees(self, condition: Callable[[Evidence], object], slot: int = 0) -> Callable[[], bool]:
         return lambda: bool(condition(self.evidence(slot)))
+
+    def _canary(self, slot: int, canary: Canary) -> None:
+        self.canaries.append((slot, canary))
+        self.between_canaries.ended()
 
     def _wake(self) -> None:
         self.wakes += 1
