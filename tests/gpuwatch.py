@@ -56,7 +56,7 @@ class GpuHost:
             self._source.close()
 
     def _wake(self) -> None:
-        self.woken += 1
+        self.woken += 1  # first: see until_woken
         self.seen_when_woken = self.seen
 
     def close(self) -> None:
@@ -89,6 +89,11 @@ class GpuHost:
 
     def until_up(self) -> GpuSnapshot:
         return self.until(lambda seen: seen.up, "NVML to answer")
+
+    def until_woken(self, true: Callable[[GpuSnapshot], bool], what: str) -> int:
+        """How often the loop was woken until it saw that: a snapshot is there a moment before it wakes anybody."""
+        wait_until(lambda: true(self.seen_when_woken), timeout_s=_WAIT_S, what=f"the loop to be woken by {what}")
+        return self.woken
 
     def until_later(self) -> GpuSnapshot:
         """Until a look has been taken that began after now."""

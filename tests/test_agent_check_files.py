@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from freeport import free_port
 
 from appliance_agent import check_driver, check_host
 from appliance_agent.check_store import store_state
@@ -175,10 +176,12 @@ def test_a_link_out_of_the_store_leads_nowhere_in_a_container(tmp_path: Path) ->
 
 def test_listeners_are_seen_on_both_families_with_their_process() -> None:
     families = [("127.0.0.1", socket.AF_INET), *([("::1", socket.AF_INET6)] if _has_ipv6() else [])]
+    port = free_port()  # one for both: a port of one family may be somebody's in the other
     with ExitStack() as stack:
-        servers = [stack.enter_context(socket.create_server((at, 0), family=family)) for at, family in families]
+        for at, family in families:
+            stack.enter_context(socket.create_server((at, port), family=family))
 
-        found = check_host.listeners(server.getsockname()[1] for server in servers)
+        found = check_host.listeners([port])
 
     assert [each.address for each in found] == [at for at, _ in families]
     assert {each.pid for each in found} == {os.getpid()}

@@ -23,12 +23,11 @@ def host(tmp_path: Path, nvml_library: Path) -> Iterator[GpuHost]:
 
 def test_a_gpu_that_is_lost_is_marked_and_keeps_its_name_until_it_returns(host: GpuHost) -> None:
     with host.watched():
-        host.until_up()
-        woken = host.woken
+        woken = host.until_woken(lambda seen: seen.up, "NVML")
         host.world.gpus[0].lost = True
         host.change()
         lost = host.until(lambda _: host.reading.lost, "the loss")
-        assert host.woken > woken
+        assert host.until_woken(lambda seen: seen.readings["GPU-aaaa"].lost, "the loss") > woken
         assert [gpu.uuid for gpu in lost.gpus] == ["GPU-aaaa", "GPU-bbbb"]
         assert lost.readings["GPU-bbbb"].sound
         assert lost.readings["GPU-aaaa"].temperature_c is None
@@ -156,14 +155,13 @@ def test_mig_devices_stand_behind_their_gpu_and_follow_its_mode(host: GpuHost) -
 
 def test_an_xid_arrives_at_once_and_wakes_the_loop(host: GpuHost) -> None:
     with host.watched(command=(*COMMAND, "--faster=0.01")):  # a look in 100 s: it cannot bring the XID
-        host.until_up()
-        woken = host.woken
+        woken = host.until_woken(lambda seen: seen.up, "NVML")
         host.world.xid(host.world.gpus[1], 94)
         host.change()
         seen = host.until(lambda seen: bool(seen.xids), "the XID")
 
         assert [(xid.uuid, xid.code) for xid in seen.xids] == [("GPU-bbbb", 94)]
-        assert host.woken == woken + 1
+        assert host.until_woken(lambda seen: bool(seen.xids), "the XID") == woken + 1
 
 
 def test_a_wait_for_xids_that_hangs_is_abandoned_with_its_process_when_nvml_must_be_opened_anew(host: GpuHost) -> None:
@@ -214,8 +212,7 @@ def test_a_gpu_that_reports_no_xids_keeps_no_other_from_it(host: GpuHost) -> Non
 
 def test_readings_that_go_up_and_down_wake_nobody(host: GpuHost) -> None:
     with host.watched():
-        host.until_up()
-        woken = host.woken
+        woken = host.until_woken(lambda seen: seen.up, "NVML")
         first = host.world.gpus[0]
         first.temperature_c, first.utilization_ratio, first.used_gib, first.processes = 90, 1.0, 70, [(1, 2)]
         host.change()

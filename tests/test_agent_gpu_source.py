@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_without_a_driver_the_snapshot_says_so_until_one_is_there(host: GpuHost,
         seen = host.until(lambda seen: "libnvidia" in seen.because, "the reason")
         assert not seen.up
         assert seen.because == "no NVIDIA driver: libnvidia-ml.so.1 was not found"
-        assert host.woken
+        assert host.until_woken(lambda seen: "libnvidia" in seen.because, "the reason")
         (empty / "libnvidia-ml.so.1").unlink()
         (empty / "libnvidia-ml.so.1").symlink_to(nvml_library)
 
@@ -102,14 +103,14 @@ def test_nvml_that_hangs_is_given_up_and_asked_again_by_another_process(host: Gp
     with host.watched() as source:
         up, first = host.until_up(), source.pid
         assert first
-        woken = host.woken
+        woken = host.until_woken(lambda seen: seen.up, "NVML")
         host.world.hangs = True
         host.change()
         hung = host.until(lambda seen: not seen.up, "the hang")
         assert hung.because == "NVML has not answered for 2 s: the driver hangs, see `dmesg | grep -i xid`"
         assert (hung.gpus, hung.readings.keys()) == (up.gpus, up.readings.keys())
         assert hung.at_s >= up.at_s
-        assert host.woken > woken
+        assert host.until_woken(lambda seen: not seen.up, "the hang") > woken
         wait_until(lambda: not alive(first), timeout_s=20, what="the process that hung to end")
         host.world.hangs = False
         host.change()
@@ -267,12 +268,12 @@ def test_closing_is_prompt_and_leaves_no_process(host: GpuHost, hangs: bool) -> 
     assert pid
 
     assert not alive(pid)
-    assert not [thread for thread in Path("/proc/self/task").iterdir() if (thread / "comm").read_text() == "gpus\n"]
+    assert "gpus" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_closing_gives_back_every_descriptor(host: GpuHost) -> None:
-    before = sorted(Path("/proc/self/fd").iterdir())
+    before = {*Path("/proc/self/fd").iterdir()}
     with host.watched():
         host.until_up()
 
-    assert sorted(Path("/proc/self/fd").iterdir()) == before
+    assert {*Path("/proc/self/fd").iterdir()} <= before  # somebody else's may have gone meanwhile

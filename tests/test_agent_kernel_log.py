@@ -20,19 +20,18 @@ def host(tmp_path: Path, nvml_library: Path) -> Iterator[GpuHost]:
 
 
 def test_the_kernels_log_tells_of_xids_while_nvml_hangs(host: GpuHost) -> None:
-    with host.watched(patience=Patience(answer_s=0.5, respawn_s=60)) as source:
+    with host.watched(patience=Patience(answer_s=2.0, respawn_s=60)) as source:
         assert source.reads_kernel_log
         host.until_up()
         host.world.hangs = True
         host.change()
-        host.until(lambda seen: not seen.up, "the hang")
-        woken = host.woken
+        woken = host.until_woken(lambda seen: "has not answered" in seen.because, "the hang")
         host.kernel("6,1,2,-;usb 1-1: new high-speed USB device\n")
         host.kernel(kernel_line(host.world.gpus[1], 119) + " SUBSYSTEM=pci\n")
         seen = host.until(lambda seen: bool(seen.xids), "the XID")
 
         assert [(xid.uuid, xid.code) for xid in seen.xids] == [("GPU-bbbb", 119)]
-        assert host.woken == woken + 1
+        assert host.until_woken(lambda seen: bool(seen.xids), "the XID") == woken + 1
         assert not seen.up
 
 

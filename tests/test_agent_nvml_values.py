@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engines import wait_until
 from fakenvml import GIB, FakeGpu, World
 from gpuwatch import GpuHost
 
@@ -275,7 +274,8 @@ def test_what_is_asked_seldom_is_as_old_as_it_says(host: GpuHost) -> None:
         later = host.until(lambda _: host.reading.energy_j == 5555, "the seldom value").readings["GPU-aaaa"]
 
     assert before.thirties_at_s is not None
-    assert before.tens_at_s == before.thirties_at_s <= before.at_s
+    assert before.tens_at_s is not None
+    assert before.thirties_at_s <= before.tens_at_s <= before.at_s
     assert later.power_limit_w == 555
     assert later.thirties_at_s is not None
     assert before.thirties_at_s < later.thirties_at_s <= later.at_s
@@ -297,10 +297,9 @@ def test_fields_are_asked_for_in_one_call_of_those_that_are_due(host: GpuHost) -
 
 def test_an_xid_is_in_the_publication_that_it_wakes_the_loop_for(host: GpuHost) -> None:
     with host.watched(command=(*COMMAND, "--faster=0.01")):  # no look of every second brings it
-        host.until_up()
-        woken = host.woken
+        woken = host.until_woken(lambda seen: seen.up, "NVML")
         host.world.xid(host.world.gpus[0], 79)
         host.change()
-        wait_until(lambda: host.woken > woken, timeout_s=20, what="the loop to be woken")
 
+        assert host.until_woken(lambda seen: bool(seen.xids), "the XID") == woken + 1
         assert [xid.code for xid in host.seen_when_woken.xids] == [79]

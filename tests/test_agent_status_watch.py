@@ -26,6 +26,7 @@ from typing import Self
 import pytest
 import snapshots
 from engines import wait_until
+from freeport import free_port
 
 from appliance_agent.config import MetricsConfig
 from appliance_agent.front import Front
@@ -46,13 +47,14 @@ class Terminal:
     ) -> None:
         self._master, slave = pty.openpty()
         self.resize(columns, lines)
+        self._slave = slave
+        self.first_modes = self.modes
         words = ["setsid", "--ctty", sys.executable, "-c", PROGRAM, "--watch=0.5", "--url", url]
         own = {name: text for name, text in os.environ.items() if name != "NO_COLOR"}
         self.process = subprocess.Popen(
             words, stdin=slave, stdout=slave, stderr=slave,
             env=own | {"TERM": "xterm", "LC_ALL": "C.UTF-8"} | (environment or {}),
         )  # fmt: skip
-        self._slave = slave
         self._written = b""
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -113,7 +115,7 @@ class Terminal:
 
 @pytest.fixture
 def front() -> Iterator[Front]:
-    made = Front(MetricsConfig("127.0.0.1", 0))
+    made = Front(MetricsConfig("127.0.0.1", free_port()))  # a test lets it go and takes it again
     made.open()
     made.publish(current(snapshots.bad_night()))
     yield made
@@ -205,14 +207,13 @@ def test_without_an_agent_it_ends_at_once_and_draws_nothing() -> None:
 @pytest.mark.parametrize("key", [b"q", b"xQ", b"\x03"], ids=["q", "Q", "Ctrl-C"])
 def test_a_key_leaves_and_the_terminal_is_as_it_was(front: Front, key: bytes) -> None:
     with Terminal(url(front)) as terminal:
-        before = terminal.modes
         terminal.wait_for("LATELY")
-        assert terminal.modes != before
+        assert terminal.modes != terminal.first_modes
         terminal.press(b"zzz")
         terminal.press(key)
 
         assert terminal.process.wait(20) == 0
-        assert terminal.modes == before
+        assert terminal.modes == terminal.first_modes
         assert "zzz" not in terminal.written
 
 

@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http import HTTPStatus
@@ -46,6 +47,7 @@ def test_metrics_are_text_and_gzip_when_asked_for(front: Front) -> None:
 
 
 def test_status_is_the_json_of_the_snapshot_with_its_age(front: Front) -> None:
+    began_s = time.monotonic()
     snapshot = current(snapshots.bad_night(), age_s=42.5)
     front.publish(snapshot)
 
@@ -53,11 +55,11 @@ def test_status_is_the_json_of_the_snapshot_with_its_age(front: Front) -> None:
 
     assert status == 200
     assert headers["content-type"] == "application/json"
-    assert headers["age"] == "42"
+    assert 42 <= int(headers["age"]) <= 42.5 + time.monotonic() - began_s
     assert body.decode() == render(snapshot)
 
 
-@pytest.mark.parametrize(("age_s", "status"), [(0.0, 200), (14.0, 200), (16.0, 503), (86400.0, 503)])
+@pytest.mark.parametrize(("age_s", "status"), [(0.0, 200), (12.0, 200), (16.0, 503), (86400.0, 503)])
 def test_healthy_means_that_the_loop_ticks(front: Front, age_s: float, status: int) -> None:
     front.publish(current(snapshots.without_gpus(), age_s=age_s))
 
@@ -145,7 +147,7 @@ def test_head_is_get_without_the_body(front: Front, path: str) -> None:
     head_status, head_headers, head_body = get(front, path, method="HEAD", Accept_Encoding="identity")
 
     assert (head_status, head_body) == (status, b"")
-    for name in headers.keys() - {"date", "content-length"}:
+    for name in headers.keys() - {"date", "age", "content-length"}:
         assert head_headers[name] == headers[name]
     assert abs(int(head_headers["content-length"]) - len(body)) < 200  # a scrape changes figures of the process
 

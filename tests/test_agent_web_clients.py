@@ -13,6 +13,7 @@ from http import HTTPStatus
 import pytest
 import snapshots
 from engines import wait_until
+from freeport import free_port
 from webclient import GET, connect, current, get, said, to_the_end, web_threads
 
 from appliance_agent import web
@@ -92,7 +93,7 @@ def test_a_big_piece_of_garbage_does_not_reset_the_answer_away(front: Front) -> 
 
 
 def test_a_silent_and_a_slow_client_are_cut_and_stall_no_one(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_REQUEST_S", 0.5)
+    monkeypatch.setattr(web, "_REQUEST_S", 2.0)
     with connect(front) as silent, connect(front) as slow:
         slow.sendall(b"GET / HT")
 
@@ -102,7 +103,7 @@ def test_a_silent_and_a_slow_client_are_cut_and_stall_no_one(front: Front, monke
 
 
 def test_a_client_that_drips_has_no_more_time_than_others(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_REQUEST_S", 0.4)
+    monkeypatch.setattr(web, "_REQUEST_S", 1.5)
     monkeypatch.setattr(web, "_LINGER_S", 0.1)
     for first in (b"", GET + b"GET"):
         with connect(front) as dripping:
@@ -136,7 +137,7 @@ def received_before_reset(peer: socket.socket) -> bytes:
 
 
 def test_a_client_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_ANSWER_S", 0.5)
+    monkeypatch.setattr(web, "_ANSWER_S", 2.0)
     page = Answer(HTTPStatus.OK, b"a" * 50_000_000)
     server = WebServer(TcpPlace("127.0.0.1", 0), lambda _request, _own: page)
     server.open()
@@ -161,7 +162,8 @@ def test_a_client_that_leaves_in_the_middle_is_no_news(front: Front, caplog: pyt
 
 
 def test_too_many_connections_are_told_so_and_the_others_go_on(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_SILENT_S", 20.0)
+    for name in ("_SILENT_S", "_REQUEST_S", "_REFUSAL_S"):
+        monkeypatch.setattr(web, name, 20.0)
     held, crowd = [connect(front) for _ in range(web.CONNECTIONS)], list[socket.socket]()
     try:
         wait_until(lambda: web_threads().count("web-peer") == web.CONNECTIONS, timeout_s=20, what="all connections")
@@ -181,8 +183,9 @@ def test_too_many_connections_are_told_so_and_the_others_go_on(front: Front, mon
 
 
 def peeked(peer: socket.socket) -> bytes | None:
+    peer.setblocking(False)  # MSG_DONTWAIT alone would wait for as long as the socket's own timeout says
     try:
-        return peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return peer.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
         return None
     except ConnectionResetError:
@@ -234,9 +237,9 @@ def test_ten_thousand_requests_leave_nothing_behind(front: Front) -> None:
 
 
 def test_closing_cuts_whoever_is_there_and_frees_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Front(MetricsConfig("127.0.0.1", 0))
+    port = free_port()
+    made = Front(MetricsConfig("127.0.0.1", port))
     made.open()
-    port = made.port
     with connect(made) as silent, connect(made) as idle:
         idle.sendall(GET)
         idle.recv(65536)
