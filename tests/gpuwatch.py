@@ -84,8 +84,14 @@ class GpuHost:
         os.write(self._kernel, line.encode())
 
     def until(self, true: Callable[[GpuSnapshot], bool], what: str) -> GpuSnapshot:
-        wait_until(lambda: true(self.seen), timeout_s=_WAIT_S, what=f"{what}; seen: {self.seen}")
-        return self.seen
+        found = [self.seen]
+
+        def holds() -> bool:
+            found[:] = [self.seen]
+            return true(found[0])
+
+        wait_until(holds, timeout_s=_WAIT_S, what=f"{what}; seen: {found[0]}")
+        return found[0]
 
     def until_up(self) -> GpuSnapshot:
         return self.until(lambda seen: seen.up, "NVML to answer")

@@ -140,7 +140,7 @@ def test_keep_alive_of_a_request_sticks(start: Start) -> None:
     chat(server)
 
     assert str(for_ever).startswith("23")
-    assert not str(loaded(server)["expires_at"]).startswith("23")
+    wait_for(lambda: not str(loaded(server)["expires_at"]).startswith("23"))
 
 
 def test_an_expired_model_is_gone(start: Start) -> None:
