@@ -21,7 +21,7 @@ from pathlib import Path
 import fakenvml
 import pytest
 from conftest import BASE_VERSION, CDI_GPUS, MakeEngine, MakeRegistry
-from engines import PrivateEngine
+from engines import PrivateEngine, wait_until
 from fakegpus import HOOK
 from fakenvml import VERSION_MISMATCH, FakeGpu, World
 from freeport import free_port
@@ -83,6 +83,8 @@ def test_a_toolkit_installed_too_late_is_told_and_a_restart_mends_it(
 ) -> None:
     engine = make_engine("classic")
     load_standin(engine, small_base, version=BASE_VERSION)
+    looked_s = (gather(config(engine, gpus="all"), deadline_s=PATIENT_S).engine.started_s or 0) + 1.5
+    wait_until(lambda: time.time() > looked_s, timeout_s=20, what="an engine that looks for no toolkit any more")
     engine.toolkit.install_hook()
 
     real = engine.run_cli("run", "--rm", "--gpus", "all", "--entrypoint", "/bin/true", IMAGE, check=False)
