@@ -17,6 +17,8 @@ from engines import Engine, EngineError, docker_program, wait_until
 
 IMAGE = "systemd-host"
 SHARED = "/shared"
+_CGROUPS = Path("/sys/fs/cgroup")
+_TOGETHER = "net_cls,net_prio"
 _LEFT_OUT = ("./usr/*", "./dev/*", "./proc/*", "./sys/*", "./run/*", "./var/cache/apt/*", "./var/lib/apt/lists/*")
 _LEFT_OUT_TOO = ("./var/lib/dpkg/info/*", "./var/log/*")
 
@@ -38,19 +40,19 @@ class SystemdHost:
         self.shared = shared  # is SHARED inside
         self._container = container
 
-    def run(self, *words: str, timeout_s: float = 120, environment: Mapping[str, str] | None = None) -> Answer:
+    def run(self, *words: str, timeout_s: float = 300, environment: Mapping[str, str] | None = None) -> Answer:
         """As root, whatever comes of it."""
         set_ = [f"--env={name}={value}" for name, value in (environment or {}).items()]
         result = self.engine.run_cli("exec", *set_, self._container, *words, check=False, timeout_s=timeout_s)
         return Answer(result.returncode, result.stdout, result.stderr)
 
-    def must(self, *words: str, timeout_s: float = 120) -> str:
+    def must(self, *words: str, timeout_s: float = 300) -> str:
         answer = self.run(*words, timeout_s=timeout_s)
         if answer.status != 0:
             raise HostError(f"{shlex.join(words)}: status {answer.status}\n{answer.stdout}{answer.stderr}")
         return answer.stdout
 
-    def systemctl(self, *words: str, timeout_s: float = 120) -> str:
+    def systemctl(self, *words: str, timeout_s: float = 300) -> str:
         answer = self.run("systemctl", *words, timeout_s=timeout_s)
         if answer.status != 0:
             raise HostError(f"systemctl {shlex.join(words)}: {answer.stderr}{self.log(words[-1])}")
@@ -70,13 +72,13 @@ class SystemdHost:
     def is_active(self, unit: str) -> bool:
         return self.run("systemctl", "is-active", "--quiet", unit).status == 0
 
-    def wait_active(self, unit: str, *, timeout_s: float = 30) -> None:
+    def wait_active(self, unit: str, *, timeout_s: float = 90) -> None:
         try:
             wait_until(lambda: self.is_active(unit), timeout_s=timeout_s, what=f"{unit} to be active")
         except TimeoutError as error:
             raise HostError(f"{error}\n{self.log(unit)}") from error
 
-    def wait_status(self, unit: str, part: str, *, timeout_s: float = 30) -> str:
+    def wait_status(self, unit: str, part: str, *, timeout_s: float = 90) -> str:
         """Until systemd's status line of the unit contains `part`."""
         text = ""
 
@@ -93,11 +95,15 @@ class SystemdHost:
 
     def journal(self, unit: str) -> list[dict[str, str]]:
         """Every field of what the unit logged, oldest first."""
-        lines = self.must("journalctl", "--unit", unit, "--output=json", "--no-pager", "--quiet").splitlines()
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in self._logged(unit, "json").splitlines()]
 
     def log(self, unit: str) -> str:
-        return self.must("journalctl", "--unit", unit, "--output=short", "--no-pager", "--quiet")
+        return self._logged(unit, "short")
+
+    def _logged(self, unit: str, form: str) -> str:
+        """All of it: who wrote may have ended before the journal has read what it wrote."""
+        self.must("journalctl", "--sync")
+        return self.must("journalctl", "--unit", unit, f"--output={form}", "--no-pager", "--quiet")
 
     def close(self) -> None:
         self.engine.run_cli("rm", "--force", "--volumes", self._container, check=False)
@@ -113,7 +119,7 @@ def start_systemd_host(engine: Engine, shared: Path) -> SystemdHost:
     engine.socket.parent.chmod(0o711)  # the agent is not root, and has to get to the socket inside
     engine.run_cli("run", "--detach", "--name", name, *_options(engine, root, shared), IMAGE, "/lib/systemd/systemd")
     try:
-        wait_until(lambda: _booted(host), timeout_s=60, what="systemd to boot")
+        wait_until(lambda: _booted(host), timeout_s=120, what="systemd to boot")
         group = engine.socket.stat().st_gid
         host.must("ln", "-s", "/run/engine/docker.sock", "/run/docker.sock")
         host.must("groupadd", "--non-unique", f"--gid={group}", "docker")
@@ -131,7 +137,6 @@ def _booted(host: SystemdHost) -> bool:
 def _options(engine: Engine, root: Path, shared: Path) -> Sequence[str]:
     tmpfs = ("/run", "/run/lock", "/tmp", "/usr/local/bin:exec", "/opt:exec,size=256m", "/var/log/journal")
     volumes = {
-        "/sys/fs/cgroup": "/sys/fs/cgroup",
         f"{root}/usr": "/usr:ro",
         str(engine.socket.parent): "/run/engine",
         str(shared): SHARED,
@@ -142,6 +147,25 @@ def _options(engine: Engine, root: Path, shared: Path) -> Sequence[str]:
         *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
         *(word for place in tmpfs for word in ("--tmpfs", place)),
         *(word for source, place in volumes.items() for word in ("--volume", f"{source}:{place}")),
+        *_control_groups(),
+    )
+
+
+def _control_groups() -> Sequence[str]:
+    """Of version 1 those that are mounted here. systemd mounts the others itself if nothing is in its way, and then every
+    process of the machine is in them; the engines beside this one do not find them mounted, and hear of no container any
+    more that it is out of memory."""
+    if (_CGROUPS / "cgroup.controllers").exists():
+        return ("--volume", f"{_CGROUPS}:{_CGROUPS}")
+    mounted = [path for path in sorted(_CGROUPS.iterdir()) if path.is_mount()]
+    rows = [line.split() for line in Path("/proc/cgroups").read_text().splitlines() if not line.startswith("#")]
+    there = {name for path in mounted for name in path.name.split(",")}
+    others = {name for name, *_, enabled in rows if enabled == "1"} - there
+    ways = [_TOGETHER if name in _TOGETHER.split(",") else name for name in sorted(others)]
+    return (
+        *("--tmpfs", str(_CGROUPS)),
+        *(word for path in mounted for word in ("--volume", f"{path}:{path}")),
+        *(word for name in dict.fromkeys(ways) for word in ("--tmpfs", f"{_CGROUPS}/{name}")),
     )
 
 

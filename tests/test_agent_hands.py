@@ -259,6 +259,7 @@ def test_a_container_that_the_kernel_killed_for_its_memory_says_so(site: AgentSi
 
     overfill(site.engine, site.plan().port)
     site.until(lambda seen: seen.containers[0].status == "exited", "the kernel to kill it")
+    site.until(lambda seen: seen.containers[0].oom_killed, "the engine to say why, perhaps a moment later")
 
     seen = site.container(made.container_id)
     assert seen
@@ -310,7 +311,7 @@ def test_a_container_that_cannot_be_killed_is_reported_as_stuck_and_removed_late
 
 def test_an_engine_that_is_frozen_is_an_error_after_the_deadline(make_engine: MakeEngine, small_base: Path) -> None:
     engine = make_engine("classic")
-    with agent_site(engine, small_base, timeout_s=1) as site:
+    with agent_site(engine, small_base, timeout_s=2) as site:
         made = site.create()
         with engine.frozen():
             created = site.create(site.spec(1))
@@ -319,7 +320,7 @@ def test_an_engine_that_is_frozen_is_an_error_after_the_deadline(make_engine: Ma
 
         assert [done.ok for done in (created, removed, pulled)] == [False, False, False]
         assert not any(done.stuck or done.obstacle for done in (created, removed, pulled))
-        assert created.error == "the Docker Engine has not answered for 1 s"
+        assert created.error == "the Docker Engine has not answered for 2 s"
         assert site.create(site.spec(1)).ok
         assert site.remove(made.container_id).ok
 

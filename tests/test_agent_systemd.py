@@ -207,7 +207,7 @@ def test_the_gpus_are_seen_from_inside_the_sandbox(graphics: SystemdHost) -> Non
 
     graphics.systemctl("start", UNIT)
 
-    wait_until(lambda: len(slots(graphics)) == 2, timeout_s=20, what="a slot for each GPU")
+    wait_until(lambda: len(slots(graphics)) == 2, timeout_s=60, what="a slot for each GPU")
     assert [gpu["uuid"] for slot in slots(graphics) for gpu in slot["gpus"]] == ["GPU-aaaa", "GPU-bbbb"]
 
 
@@ -278,8 +278,8 @@ def test_a_reload_with_mistakes_keeps_the_old_configuration_and_says_so(serving:
     def told() -> list[str]:
         return [line["MESSAGE"] for line in serving.journal(UNIT) if line["PRIORITY"] == "3"]
 
-    wait_until(lambda: bool(told()), timeout_s=10, what="the journal to tell of the mistakes")
-    assert "the old configuration stays in force" in told()[-1]
+    kept = "the old configuration stays in force"
+    wait_until(lambda: kept in "".join(told()[-1:]), timeout_s=60, what="the journal to tell of the mistakes")
     assert "metrics.port: should be from 1 to 65535, not 0" in told()[-1]
     assert serving.show(UNIT, "ActiveState")["ActiveState"] == "active"
     assert running(serving) == before
@@ -330,7 +330,7 @@ def test_a_killed_agent_is_started_again_and_adopts(serving: SystemdHost) -> Non
 
     serving.must("kill", "-KILL", str(pid))
 
-    wait_until(restarted(serving, pid), timeout_s=30, what="systemd to start the agent again")
+    wait_until(restarted(serving, pid), timeout_s=60, what="systemd to start the agent again")
     serving.wait_status(UNIT, "1/1 ready")
     assert running(serving) == before
     assert stream.finished()
@@ -347,7 +347,7 @@ def test_an_agent_that_stands_still_is_ended_by_the_watchdog_and_started_again(h
 
     host.must("kill", "-STOP", str(pid))
 
-    wait_until(restarted(host, pid), timeout_s=60, what="the watchdog to have the agent started again")
+    wait_until(restarted(host, pid), timeout_s=90, what="the watchdog to have the agent started again")
     host.wait_status(UNIT, "1/1 ready")
     assert "Watchdog timeout" in host.log(UNIT)
     assert running(host) == before
@@ -362,7 +362,7 @@ def test_an_agent_that_works_is_left_alone_by_an_impatient_watchdog(host: System
 
     for _ in range(2):  # a model that dies keeps the agent busy for longer than the watchdog waits
         engine(host).run_cli("kill", *running(host))
-        wait_until(lambda: bool(running(host)), timeout_s=30, what="a new container")
+        wait_until(lambda: bool(running(host)), timeout_s=60, what="a new container")
         host.wait_status(UNIT, "1/1 ready")
 
     assert host.main_pid(UNIT) == pid
