@@ -99,10 +99,11 @@ def _play(model: str | None, *, keep: bool, monitoring: bool) -> None:
                 _chat(scene, status)
             with steps.step("kill a container, and see it come back"):
                 _kill(scene)
-            if monitoring:
-                tell_monitoring(prometheus)
-            if keep or monitoring:
-                _keep(scene)
+            with contextlib.suppress(KeyboardInterrupt):  # also one that comes while it is told how to end it
+                if monitoring:
+                    tell_monitoring(prometheus)
+                if keep or monitoring:
+                    _keep(scene)
         with steps.step("take everything down"):
             _end(scene)
     say(f"\nwhat each step took:\n{steps.table()}")
@@ -173,8 +174,7 @@ def _keep(scene: Scene) -> None:
     for slot in status.slots:
         body = f'{{"model":"{scene.model}","prompt":"hi"}}'
         tell_command(["curl", f"{scene.agent.slot_url(slot)}/api/generate", "-d", body])
-    with contextlib.suppress(KeyboardInterrupt):
-        scene.agent.wait()
+    scene.agent.wait()
 
 
 def _end(scene: Scene) -> None:
