@@ -26,6 +26,7 @@ from appliance_agent.spec import ContainerSpec, Injection, Release, SlotPlan
 from appliance_agent.states import Action, Reason
 
 GRACE_S = 10
+_PORTS = range(12_000, 14_900)  # nobody else's: below those of `freeport`, of which an engine has some by `expose`
 
 
 @dataclass
@@ -137,7 +138,7 @@ def agent_site(
     prefix = f"t{secrets.token_hex(4)}"
     config = Config(
         image="test/ollama:standin",
-        base_port=20000 + secrets.randbelow(20000),
+        base_port=secrets.choice(_PORTS),
         engine=EngineConfig(socket=str(engine.socket), timeout_s=timeout_s, docker_config=docker_config),
         container=replace(Container(), name_prefix=prefix),
     )

@@ -30,10 +30,10 @@ METRICS_PORT = 9440
 QUICK = """
 [health]
 canary_interval_s = 1
-first_token_s = 2
-stall_s = 2
+first_token_s = 3
+stall_s = 3
 silent_s = 6
-on_cpu_s = 2
+on_cpu_s = 4
 load_s = 6
 fresh_s = 2
 [healing]
@@ -156,7 +156,7 @@ class AgentHost:
 
     def status(self) -> dict[str, Any]:
         try:
-            answer = self.engine.http_get(METRICS_PORT, "/status", timeout_s=5)
+            answer = self.engine.http_get(METRICS_PORT, "/status", timeout_s=20)
         except (OSError, http.client.HTTPException):
             return {}
         return cast("dict[str, Any]", json.loads(answer.body)) if answer.status == 200 else {}
@@ -175,7 +175,7 @@ class AgentHost:
     def history(self) -> list[dict[str, Any]]:
         return cast("list[dict[str, Any]]", self.status().get("history", []))
 
-    def wait(self, true: Callable[[], bool], what: str, *, timeout_s: float = 60) -> float:
+    def wait(self, true: Callable[[], bool], what: str, *, timeout_s: float = 120) -> float:
         """Seconds it took."""
         began_s = time.monotonic()
         try:
@@ -184,7 +184,7 @@ class AgentHost:
             raise AssertionError(f"{error}\n{self.story()}") from None
         return time.monotonic() - began_s
 
-    def wait_ready(self, *, timeout_s: float = 60) -> float:
+    def wait_ready(self, *, timeout_s: float = 120) -> float:
         return self.wait(lambda: self.states() == ["ready"] * self.count, "all slots to be ready", timeout_s=timeout_s)
 
     # --- users and faults --------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -298,7 +300,7 @@ def test_a_frozen_engine_is_down_within_the_deadline_and_the_same_when_it_thaws(
         with engine.frozen():
             frozen = site.until(down, "the engine to be given up", timeout_s=10)
             site.until(lambda seen: seen.because != frozen.because, "the time to be told anew", timeout_s=10)
-        thawed = site.until(up, "the thaw", timeout_s=5)
+        thawed = site.until(up, "the thaw")
 
         assert frozen.because.startswith("the Docker Engine has not answered for ")
         assert frozen.containers[0].id == made.container_id
@@ -311,7 +313,7 @@ def test_a_frozen_engine_is_down_within_the_deadline_and_the_same_when_it_thaws(
 
 def test_an_engine_that_dies_frozen_is_another_one_afterwards(make_engine: MakeEngine, small_base: Path) -> None:
     engine = make_engine("classic")
-    with agent_site(engine, small_base, timeout_s=1) as site:
+    with agent_site(engine, small_base, timeout_s=2) as site:
         site.create()
         engine.freeze()
         site.until(down, "the engine to be given up", timeout_s=10)
@@ -326,7 +328,7 @@ def test_what_happened_while_the_engine_was_frozen_is_seen_afterwards(
     make_engine: MakeEngine, small_base: Path
 ) -> None:
     engine = make_engine("classic")
-    with agent_site(engine, small_base, timeout_s=1) as site:
+    with agent_site(engine, small_base, timeout_s=2) as site:
         made = site.create()
         seen = site.container(made.container_id)
         assert seen
@@ -387,6 +389,12 @@ def test_a_socket_without_permission_names_the_group(make_engine: MakeEngine) ->
     assert "usermod -aG docker" in text
 
 
+def silent_s(seen: EngineSeen) -> int:
+    """For how long it is said to be; not every second is told on a busy machine."""
+    told = re.search(r"has not answered for (\d+) s", seen.because)
+    return int(told[1]) if told else 0
+
+
 def test_a_listener_that_never_answers_is_silent_and_gets_one_question(socket_directory: Path) -> None:
     path = socket_directory / "silent"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -394,7 +402,7 @@ def test_a_listener_that_never_answers_is_silent_and_gets_one_question(socket_di
         listener.listen()
         source = watched(path)
         try:
-            wait_until(lambda: "has not answered for 3 s" in source.seen().because, timeout_s=20, what="three seconds")
+            wait_until(lambda: silent_s(source.seen()) >= 3, timeout_s=20, what="three seconds")
         finally:
             source.close()
         listener.settimeout(0)
@@ -426,7 +434,7 @@ def test_what_is_no_engine_is_never_up(socket_directory: Path, answer: bytes) ->
                     connection, _ = listener.accept()
                 except OSError:
                     return
-                with connection:
+                with connection, contextlib.suppress(OSError):  # the source may have closed it
                     connection.recv(4096)
                     connection.sendall(answer)
 

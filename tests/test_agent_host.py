@@ -56,7 +56,7 @@ def problems(host: AgentHost) -> list[str]:
     return list(host.status().get("host", {}).get("problems", ["no status"]))
 
 
-def wait_replaced(host: AgentHost, slot: int, before: dict[int, str], *, timeout_s: float = 60) -> float:
+def wait_replaced(host: AgentHost, slot: int, before: dict[int, str], *, timeout_s: float = 120) -> float:
     took_s = host.wait(
         lambda: host.ids().get(slot, before[slot]) != before[slot], f"slot {slot} to be replaced", timeout_s=timeout_s
     )

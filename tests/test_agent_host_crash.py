@@ -215,6 +215,7 @@ def both_run(host: AgentHost, image: str) -> bool:
 
 
 def check(host: AgentHost, events: Events, user: User) -> None:
+    host.wait(lambda: {(0, "start"), (1, "start")} <= set(events.seen), "the engine to tell of both starts")
     happened = Counter(events.seen)
     for slot in (0, 1):
         told = f"{sorted(happened)}\n{host.story()}"

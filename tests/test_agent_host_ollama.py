@@ -39,7 +39,7 @@ pytestmark = pytest.mark.ollama
 
 CPU = 'gpus = "none"'
 ONE_AT_A_TIME = {"OLLAMA_NUM_PARALLEL": "1", "OLLAMA_CONTEXT_LENGTH": "2048"}
-PATIENT = QUICK.replace("first_token_s = 2", "first_token_s = 3").replace("load_s = 6", "load_s = 60")
+PATIENT = QUICK.replace("load_s = 6", "load_s = 60")
 
 
 @pytest.fixture(scope="module")
@@ -191,10 +191,10 @@ def test_a_full_queue_is_busy_and_never_restarted(host: AgentHost) -> None:
 
 
 def test_a_model_that_a_client_unloads_is_loaded_again(ready: AgentHost) -> None:
-    before = ready.ids()
+    before, old = ready.ids(), runner(ready)
     ask(ready, "POST", "/api/generate", {"model": MODEL, "keep_alive": 0})
-    wait_until(lambda: runners(before[0]) == [], timeout_s=20, what="the runner to end")
-    ready.wait(lambda: len(runners(before[0])) == 1, "the model to be loaded again")
+    ready.wait(lambda: runners(before[0]) not in ([], [old]), "another runner, perhaps as soon as the old one ended")
+    ready.wait(lambda: len(runners(before[0])) == 1, "the old one to be gone")
     good_canaries(ready, 2)
 
     assert ready.ids() == before

@@ -53,6 +53,13 @@ def last_start(host: AgentHost, slot: int) -> str:
     return str(made[-1]["because"])
 
 
+def served_since(host: AgentHost, slot: int) -> str:
+    """When its container was started, if it has given tokens since and the agent is content; else nothing."""
+    told = host.slots()[slot]
+    started, good = told["container_started"] or "", (told["good_canary"] or {}).get("time") or ""
+    return str(started) if told["state"] == "ready" and good > started else ""
+
+
 def test_a_port_that_a_program_of_the_host_has_blocks_its_slot_until_it_is_free(ready: AgentHost) -> None:
     before = ready.ids()
     ready.stop()
@@ -110,8 +117,9 @@ def test_a_container_that_somebody_ends_comes_back_and_the_other_is_not_touched(
 
 
 def test_after_a_restart_by_somebody_there_is_one_container_and_it_serves(ready: AgentHost) -> None:
-    other = ready.ids()[0]
+    other, before = ready.ids()[0], ready.slots()[1]["container_started"]
     ready.engine.run_cli("restart", "--time=1", "ollama-1", check=False)
+    ready.wait(lambda: served_since(ready, 1) > before, "a good canary of what was started")
     ready.wait_ready()
 
     assert ready.ids()[0] == other

@@ -285,13 +285,13 @@ def test_a_registry_that_says_nothing_is_waited_for_and_an_engine_that_says_noth
     stall = Stall(after=10 * MIB)
     registry.proxy.add(stall, method="GET", path=f"/blobs/{baked.weights}")
     engine = make_engine("classic")
-    with agent_site(engine, small_base, timeout_s=1, quiet_s=0.5) as site:
+    with agent_site(engine, small_base, timeout_s=3, quiet_s=0.5) as site:
         exposed(engine, registry)
         results: list[Done] = []
         worker = threading.Thread(target=lambda: results.append(pull(site, f"{registry.host}/{REPOSITORY}:big")))
         worker.start()
         assert stall.reached.wait(30)
-        worker.join(3)
+        worker.join(5)
         patient = worker.is_alive()
         with engine.frozen():
             worker.join(30)
@@ -302,7 +302,7 @@ def test_a_registry_that_says_nothing_is_waited_for_and_an_engine_that_says_noth
         assert impatient
         assert not results[0].ok
         assert "has not answered" in results[0].error
-        wait_until(lambda: site.seen().up, timeout_s=10, what="the thaw")
+        wait_until(lambda: site.seen().up, timeout_s=30, what="the thaw")
 
 
 def test_a_name_that_is_none_is_told(site: AgentSite) -> None:
