@@ -150,12 +150,26 @@ def test_an_nvml_that_hangs_delays_nothing_else(classic_engine: PrivateEngine, g
     gpus.hangs = True
     gpus.write(tmp_path / "world")
 
-    facts = gather(config(classic_engine, gpus="all"), deadline_s=4)
+    facts = gather(config(classic_engine, gpus="all"), deadline_s=PATIENT_S, nvml_s=4)
 
     assert facts.nvml.snapshot is None
-    assert "no answer within 4 s" in facts.nvml.problem
+    assert facts.nvml.problem == "no answer within 4 s"
     assert facts.engine.reach is Reach.UP
     assert facts.late == ()
+
+
+def test_a_driver_that_wakes_its_gpus_first_is_waited_for_and_it_is_said_why(
+    classic_engine: PrivateEngine, gpus: World, tmp_path: Path
+) -> None:
+    gpus.init_delay_ms = 5500
+    gpus.write(tmp_path / "world")
+    told: list[str] = []
+
+    facts = gather(config(classic_engine, gpus="all"), tell=told.append)
+
+    assert facts.nvml.snapshot is not None
+    assert len(facts.nvml.snapshot.gpus) == 2
+    assert told == ["waiting for the driver; without persistence mode its first answer takes a while (at most 45 s)"]
 
 
 def test_a_port_that_a_process_has_is_told_with_the_process(classic_engine: PrivateEngine) -> None:

@@ -1,4 +1,6 @@
-"""`ollama-agent check`: looks at the host, prints what it finds to stdout. 0: the agent can run; 1: it cannot."""
+"""`ollama-agent check`: looks at the host, prints what it finds to stdout, and to stderr why it takes long.
+
+0: the agent can run; 1: it cannot."""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ _WIDEST: Final = 120
 
 def run_check(config_path: str | Path, *, as_json: bool = False) -> int:
     """Raises ConfigError."""
-    found = findings(gather(config_file.load(Path(config_path))))
+    found = findings(gather(config_file.load(Path(config_path)), tell=_tell))
     if as_json:
         sys.stdout.write(render_json(found))
     else:
@@ -26,3 +28,8 @@ def run_check(config_path: str | Path, *, as_json: bool = False) -> int:
         width = min(shutil.get_terminal_size().columns, _WIDEST) if sys.stdout.isatty() else _WIDEST
         sys.stdout.write(render_findings(found, colour=colour, width=width))
     return 1 if failed(found) else 0
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

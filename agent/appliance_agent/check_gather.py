@@ -20,7 +20,9 @@ from appliance_agent.config import Config, GpuChoice
 from appliance_agent.gpus import GpuSnapshot
 
 DEADLINE_S: Final = 5.0
+NVML_S: Final = 45.0  # one to four seconds a GPU where no persistence mode keeps it awake
 _GRACE_S: Final = 0.5  # so that a neighbour's own deadline speaks before ours
+_SLOW_S: Final = 3.0
 _SLOTS: Final = 64
 
 T = TypeVar("T")
@@ -41,6 +43,10 @@ class _Asked(Generic[T]):
         self._thread = threading.Thread(target=self._run, name=f"check {self.who}", daemon=True)
         self._thread.start()
 
+    def is_answered_within(self, limit_s: float) -> bool:
+        self._thread.join(limit_s)
+        return not self._thread.is_alive()
+
     def answer(self, otherwise: T) -> T:
         self._thread.join(max(0.0, self._until_s - time.monotonic()))
         if not self.answers and not self.problem:
@@ -56,7 +62,14 @@ class _Asked(Generic[T]):
             self.problem = f"{self.who} cannot be looked at: {type(error).__name__}: {error}"
 
 
-def gather(config: Config, *, deadline_s: float = DEADLINE_S) -> CheckFacts:
+def gather(
+    config: Config,
+    *,
+    deadline_s: float = DEADLINE_S,
+    nvml_s: float = NVML_S,
+    tell: Callable[[str], None] = lambda _: None,
+) -> CheckFacts:
+    """`tell` hears why it takes long."""
     on_gpus = config.gpus != GpuChoice.NONE
     path = config.engine.socket
     door = EngineDoor(path, deadline_s=time.monotonic() + deadline_s)
@@ -67,7 +80,7 @@ def gather(config: Config, *, deadline_s: float = DEADLINE_S) -> CheckFacts:
         "the list of containers", lambda: check_engine.containers(door, config.container.name_prefix), deadline_s
     )
     image = _Asked("the image", lambda: image_state(config, deadline_s=deadline_s), 3 * deadline_s)
-    nvml = _Asked("NVML", lambda: nvml_once(deadline_s), deadline_s) if on_gpus else None
+    nvml = _Asked("NVML", lambda: nvml_once(nvml_s), nvml_s) if on_gpus else None
     driver = _Asked("the driver's state in /proc", check_driver.driver_state, deadline_s) if on_gpus else None
     host = _Asked("the host's state in /proc", lambda: _host(path), deadline_s)
     listening = _Asked("the list of sockets", lambda: check_host.listeners(ports), deadline_s)
@@ -75,7 +88,9 @@ def gather(config: Config, *, deadline_s: float = DEADLINE_S) -> CheckFacts:
 
     answered = engine.answer(EngineState(Reach.FROZEN))
     state, tools = _toolkit(answered, door) if on_gpus else (answered, Toolkit())
-    seen = nvml.answer(Nvml(None, _late_nvml(deadline_s))) if nvml else Nvml(None)
+    if nvml and not nvml.is_answered_within(_SLOW_S):
+        tell(f"waiting for the driver; without persistence mode its first answer takes a while (at most {nvml_s:g} s)")
+    seen = nvml.answer(Nvml(None, _late_nvml(nvml_s))) if nvml else Nvml(None)
     facts = CheckFacts(
         config=config,
         host=host.answer(_UNKNOWN_HOST),
@@ -115,7 +130,7 @@ def nvml_once(timeout_s: float) -> Nvml:
 
 
 def _late_nvml(timeout_s: float) -> str:
-    return f"no answer within {timeout_s:g} s; without persistence mode the first one can take half a minute"
+    return f"no answer within {timeout_s:g} s"
 
 
 def _store(config: Config) -> StoreState | None:
