@@ -10,7 +10,7 @@ from pathlib import Path
 
 _CA = ("basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign")
 _CLIENT = ("extendedKeyUsage=clientAuth",)
-_SERVER = ("subjectAltName=IP:127.0.0.1,DNS:localhost", "extendedKeyUsage=serverAuth")
+_SERVER = ("subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:registry.example.com", "extendedKeyUsage=serverAuth")
 
 
 @dataclass(frozen=True, slots=True)

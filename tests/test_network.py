@@ -1,11 +1,13 @@
 """The way to a host: certificates, plain HTTP, proxies, names, silence."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from authority import Authority
 from conftest import MakeRegistry
+from connectproxy import connect_proxy
 from faults import Answer, Stall
 from freeport import free_port
 from registries import PASSWORD, Options, Registry
@@ -31,6 +33,8 @@ from appliance_builder.proxies import proxy_for
 from appliance_builder.quirks import quirks_for
 from appliance_builder.registry_errors import RegistryError, registry_error
 from appliance_builder.upload import upload
+
+FAR = "registry.example.com"
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +163,66 @@ def test_a_proxy_that_is_not_there_is_named_without_its_password() -> None:
 
     assert f"the proxy {place} refuses connections" in caught.value.message
     assert PASSWORD not in caught.value.message + caught.value.hint
+
+
+@contextmanager
+def tunnelled(registry: Registry, authority: Authority, refused: dict[int, str]) -> Iterator[tuple[Http, list[str]]]:
+    """To a registry of another name that only a proxy reaches, and what the proxy was asked for."""
+    network = Network(ca={FAR: authority.certificate})
+    with (
+        connect_proxy(registry.proxy.port, refused) as proxy,
+        Http(network, environ={"https_proxy": proxy.url}) as http,
+    ):
+        yield http, proxy.asked
+
+
+@pytest.mark.parametrize("status", ["502 Bad Gateway", "503 Service Unavailable", "504 Gateway Timeout", "429 Slow"])
+def test_a_proxy_that_opens_one_tunnel_of_many_not_is_asked_again(
+    make_registry: MakeRegistry, authority: Authority, status: str
+) -> None:
+    registry = make_registry(Options(tls=authority))
+    time = Time()
+
+    with tunnelled(registry, authority, {1: status, 3: status}) as (http, asked):
+        repository = open_repository(FAR, http=http, time=time)
+        repository.put_small_blob(BODY)
+        http.close()
+        found = repository.blob_size(BLOB.digest)
+
+    assert found == BLOB.size
+    assert asked == [f"CONNECT {FAR}:443"] * 4
+    assert len(time.slept) == 2
+
+
+@pytest.mark.parametrize("status", ["403 Forbidden", "407 Proxy Authentication Required"])
+def test_a_proxy_that_refuses_is_believed(make_registry: MakeRegistry, authority: Authority, status: str) -> None:
+    registry = make_registry(Options(tls=authority))
+    time = Time()
+
+    with (
+        tunnelled(registry, authority, {1: status}) as (http, asked),
+        pytest.raises(NetworkError, match=f"the proxy .* refused: {status}"),
+    ):
+        open_repository(FAR, http=http, time=time).tags(1)
+
+    assert asked == [f"CONNECT {FAR}:443"]
+    assert time.slept == []
+
+
+def test_a_proxy_that_never_reaches_a_host_says_so_within_seconds(
+    make_registry: MakeRegistry, authority: Authority
+) -> None:
+    """Squid answers 503 to a name that nobody has."""
+    registry = make_registry(Options(tls=authority))
+    time = Time()
+
+    with (
+        tunnelled(registry, authority, dict.fromkeys(range(1, 100), "503 Service Unavailable")) as (http, _),
+        pytest.raises(NetworkError, match=f"did not reach {FAR}: 503 Service Unavailable"),
+    ):
+        open_repository(FAR, http=http, time=time).tags(1)
+
+    assert sum(time.slept) < 15
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import httpx
 
 from appliance_builder.certificates import trust
 from appliance_builder.network import Network
-from appliance_builder.network_errors import Fault, NetworkError, Situation, network_error, os_fault
+from appliance_builder.network_errors import Fault, NetworkError, Situation, network_error, os_fault, proxy_fault
 from appliance_builder.outgoing import Outgoing
 from appliance_builder.proxies import proxy_for
 from appliance_builder.sockets import SocketBackend
@@ -185,7 +185,7 @@ def _network_error(error: httpx.TransportError | httpx.InvalidURL, situation: Si
         case httpx.TimeoutException():
             fault, detail = Fault.TIMEOUT, ""
         case httpx.ProxyError():
-            fault, detail = Fault.PROXY, str(error)
+            fault, detail = proxy_fault(str(error)), str(error)
         case httpx.UnsupportedProtocol() | httpx.LocalProtocolError() | httpx.InvalidURL():
             fault, detail = Fault.REQUEST, str(error)
         case _:

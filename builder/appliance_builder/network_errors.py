@@ -24,6 +24,7 @@ class Fault(Enum):
     TIMEOUT = auto()
     BROKEN = auto()
     PROXY = auto()
+    PROXY_BUSY = auto()
     REQUEST = auto()
 
 
@@ -39,10 +40,14 @@ _WORDS: Final = {
     Fault.TIMEOUT: ("{host} was silent for {silence}", "run the command again"),
     Fault.BROKEN: ("the connection to {host} broke: {detail}", "run the command again"),
     Fault.PROXY: ("the proxy {proxy} refused: {detail}", "check HTTPS_PROXY and NO_PROXY"),
+    Fault.PROXY_BUSY: (
+        "the proxy {proxy} did not reach {host}: {detail}",
+        "run the command again; if it stays so, check the address, HTTPS_PROXY and NO_PROXY",
+    ),
     Fault.REQUEST: ("cannot ask {host}: {detail}", "check the address"),
 }
 _LASTING = frozenset({Fault.UNTRUSTED, Fault.NOT_TLS, Fault.PROXY, Fault.REQUEST})
-_UNREACHED = frozenset({Fault.NAME, Fault.REFUSED, Fault.CONNECT_TIMEOUT})
+_UNREACHED = frozenset({Fault.NAME, Fault.REFUSED, Fault.CONNECT_TIMEOUT, Fault.PROXY_BUSY})
 
 
 class NetworkError(ApplianceError):
@@ -98,6 +103,13 @@ def _os_fault(cause: BaseException) -> tuple[Fault, str] | None:
         case _:
             pass
     return found
+
+
+def proxy_fault(answer: str) -> Fault:
+    """By what a proxy answers to CONNECT, `503 Service Unavailable`: one of many may fail, a refusal is for good."""
+    status = answer.partition(" ")[0]
+    passing = status in ("408", "429") or (len(status) == 3 and status.isdecimal() and status[0] == "5")
+    return Fault.PROXY_BUSY if passing else Fault.PROXY
 
 
 def network_error(fault: Fault, detail: str, situation: Situation) -> NetworkError:
