@@ -240,10 +240,11 @@ class World:
     hangs: bool = False  # every call of every GPU, and init
     hanging: set[str] = field(default_factory=set[str])  # calls about the host
     errors: dict[str, int] = field(default_factory=dict[str, int])  # of calls about the host
-    xids: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+    xids: list[tuple[str, int, int | None]] = field(default_factory=list[tuple[str, int, int | None]])
 
-    def xid(self, gpu: FakeGpu, code: int) -> None:
-        self.xids.append((gpu.uuid, code))
+    def xid(self, gpu: FakeGpu, code: int, *, instance: int | None = None) -> None:
+        """In a GPU instance of MIG, if it is given."""
+        self.xids.append((gpu.uuid, code, instance))
 
     def write(self, path: Path) -> None:
         """At once or not at all, whoever reads meanwhile."""
@@ -264,8 +265,8 @@ class World:
             yield "hang *"
         yield from (f"hang {function}" for function in self.hanging)
         yield from (f"error {function} {code}" for function, code in self.errors.items())
-        for number, (uuid, code) in enumerate(self.xids, 1):
-            yield f"xid {number} {uuid} {code}"
+        for number, (uuid, code, instance) in enumerate(self.xids, 1):
+            yield f"xid {number} {uuid} {code} {2**32 - 1 if instance is None else instance}"
         for index, gpu in enumerate(self.gpus):
             yield from gpu.lines(index)
 
@@ -285,10 +286,11 @@ def environment(library: Path, world: Path) -> Mapping[str, str]:
     return {"LD_LIBRARY_PATH": str(library.parent), "FAKE_NVML_FILE": str(world)}
 
 
-def kernel_line(gpu: FakeGpu, code: int, text: str = "pid=1234, name=ollama") -> str:
+def kernel_line(gpu: FakeGpu, code: int, text: str = "pid=1234, name=ollama", *, instance: int | None = None) -> str:
     """What the driver writes into the kernel's log for an XID, as a record of /dev/kmsg."""
+    part = "" if instance is None else f" GPU-I:{instance:02}"
     _, bus, device = gpu.pci_bus_id.lower().partition(".")[0].split(":")
-    return f"4,1234,5678901234,-;NVRM: Xid (PCI:0000:{bus}:{device}): {code}, {text}\n"
+    return f"4,1234,5678901234,-;NVRM: Xid (PCI:0000:{bus}:{device}{part}): {code}, {text}\n"
 
 
 def _memory(total_gib: float, used_gib: float, reserved_gib: float) -> Iterator[str]:

@@ -197,6 +197,18 @@ def test_no_xid_is_missed_while_gpus_come_and_go(host: GpuHost) -> None:
         assert [xid.code for xid in host.seen.xids] == codes
 
 
+def test_nvml_tells_in_which_mig_instance_an_xid_happened(host: GpuHost) -> None:
+    with host.watched():
+        host.until_up()
+        host.until_later()
+        host.world.xid(host.world.gpus[0], 31, instance=7)
+        host.world.xid(host.world.gpus[0], 13)
+        host.change()
+        seen = host.until(lambda seen: len(seen.xids) == 2, "both")
+
+        assert [(xid.code, xid.instance) for xid in seen.xids] == [(31, 7), (13, None)]
+
+
 def test_a_gpu_that_reports_no_xids_keeps_no_other_from_it(host: GpuHost) -> None:
     host.world.gpus[0].reports_xids = False
     host.change()

@@ -43,6 +43,7 @@ def test_the_sample_fills_every_field_of_a_reading() -> None:
     [
         Starting(3.25),
         Xid("GPU-a", 79, 1.5),
+        Xid("GPU-a", 94, 1.5, 7),
         snapshot(FULL),
         snapshot(GpuReading(1.0)),
         snapshot(GpuReading(1.0), FULL),

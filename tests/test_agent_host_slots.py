@@ -203,6 +203,11 @@ def test_each_mig_device_is_a_slot(host: AgentHost) -> None:
     assert [f"NVIDIA_VISIBLE_DEVICES={uuid}" in found[slot]["Config"]["Env"] for slot, uuid in enumerate(uuids)]
     before = host.ids()
     with host.graphics.changing() as world:
+        world.xid(world.gpus[0], 31, instance=2)
+    host.wait(lambda: host.ids().get(1, before[1]) != before[1], "the slot of that instance to be restarted")
+    host.wait_ready()
+    assert host.ids()[0] == before[0]
+    with host.graphics.changing() as world:
         world.xid(world.gpus[0], 31)
     host.wait(lambda: not set(host.ids().values()) & set(before.values()), "both slots to be restarted")
     host.wait_ready()

@@ -228,3 +228,46 @@ def test_a_slot_whose_gpu_is_too_small_for_the_new_model_goes_on_with_the_old_on
     assert world.removed(0) == []
     assert world.slot(0).state is State.READY
     assert "needs 40 GiB" in world.slot(0).because
+
+
+def divided() -> TroubledWorld:
+    """One card, three MIG devices: instances 0, 1 and 2."""
+    world = TroubledWorld(1)
+    world.cards[0].migs = ["MIG-0", "MIG-1", "MIG-2"]
+    world.until(world.all_proven)
+    world.log.clear()
+    return world
+
+
+@pytest.mark.parametrize("code", [13, 31, 94])
+def test_an_xid_in_one_mig_instance_restarts_its_slot_and_no_other(code: int) -> None:
+    world = divided()
+
+    for _ in range(6):  # more than the budget of any slot
+        world.xid_of(world.cards[0], code, instance=1)
+        world.run(20)
+
+    assert world.removed(1)
+    assert {each.reason for each in world.removed(1)} == {Reason.XID}
+    assert (world.removed(0), world.removed(2)) == ([], [])
+    assert [world.slot(index).state for index in (0, 2)] == [State.READY] * 2
+
+
+def test_an_xid_that_names_no_mig_instance_may_be_of_any() -> None:
+    world = divided()
+    world.xid_of(world.cards[0], 31)
+    world.until(world.all_proven)
+
+    world.run(60)
+
+    assert [[each.reason for each in world.removed(index)] for index in range(3)] == [[Reason.XID]] * 3
+
+
+def test_a_reset_that_an_xid_of_one_mig_instance_asks_for_is_of_the_whole_card() -> None:
+    world = divided()
+    world.cards[0].recovery = RecoveryAction.GPU_RESET
+    world.xid_of(world.cards[0], 48, instance=1)
+
+    world.run(5)
+
+    assert [slot.state for slot in world.host.slots] == [State.QUARANTINED] * 3

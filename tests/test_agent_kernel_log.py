@@ -10,6 +10,7 @@ from gpuwatch import GpuHost
 
 from appliance_agent.gpu_source import Patience
 from appliance_agent.kernel_log import KernelLog
+from appliance_agent.xid_log import Report
 
 
 @pytest.fixture
@@ -60,6 +61,15 @@ def test_an_xid_of_a_gpu_nobody_knows_is_left_out(host: GpuHost) -> None:
         assert [xid.code for xid in seen.xids] == [13]
 
 
+def test_the_kernels_log_tells_in_which_mig_instance_it_happened(host: GpuHost) -> None:
+    with host.watched():
+        host.until_up()
+        host.kernel(kernel_line(host.world.gpus[0], 94, instance=5))
+        seen = host.until(lambda seen: bool(seen.xids), "the XID")
+
+        assert [(xid.uuid, xid.code, xid.instance) for xid in seen.xids] == [("GPU-aaaa", 94, 5)]
+
+
 def test_a_kernel_log_that_may_not_be_read_is_done_without(tmp_path: Path) -> None:
     log = KernelLog(tmp_path / "none")
     log.open()
@@ -88,6 +98,6 @@ def test_a_record_that_comes_in_pieces_is_one(tmp_path: Path) -> None:
     assert log.reports() == []
     os.write(writer, b"3, Graphics\n")
 
-    assert log.reports() == [((0, 0x3B, 0), 13)]
+    assert log.reports() == [Report((0, 0x3B, 0), 13)]
     log.close()
     os.close(writer)

@@ -180,6 +180,20 @@ def test_of_a_mig_device_memory_and_activity_are_its_own_and_power_is_the_cards(
     ] == [1, 1]
 
 
+def test_an_xid_of_one_mig_instance_is_told_of_its_device_alone() -> None:
+    base = snapshots.mig()
+    there = tuple(replace(xid(1, 94), instance=instance) for instance in (2, None, 5))
+    scraped = Scraped(replace(base, gpus=replace(base.gpus, xids=there)))
+    counts = {
+        (gpu, labels["gpu"]): value
+        for (name, told), value in scraped.series().items()
+        if name == "appliance_gpu_xid_errors_total" and (labels := dict(told))["xid"] == "94"
+        for gpu in [labels["uuid"][:12]]
+    }
+
+    assert counts == {("MIG-00000000", "0"): 1, ("MIG-00000001", "1"): 2}
+
+
 def test_a_reload_that_failed_is_told_and_the_time_of_the_good_one_stays() -> None:
     base = snapshots.good_night(1)
     scraped = Scraped(replace(base, reload_problem="line 3 is wrong"))
@@ -198,7 +212,7 @@ def test_xids_go_on_counting_when_the_snapshot_forgets_the_old_ones() -> None:
         tally = tally.after(seen[max(end - 200, 0) : end])
     tally = tally.after(seen[-200:])
 
-    assert tally.counts == {(soundhost.uuid(0), "79"): 1000}
+    assert tally.counts == {(soundhost.uuid(0), None, "79"): 1000}
     assert tally.after(seen[-200:]) is tally
     assert XidTally().after(()) == XidTally()
 
@@ -207,9 +221,9 @@ def test_two_xids_of_the_same_moment_are_two() -> None:
     tally = XidTally().after((xid(1, 48), xid(1, 63), xid(1, 63, 1)))
 
     assert tally.counts == {
-        (soundhost.uuid(0), "48"): 1,
-        (soundhost.uuid(0), "other"): 1,
-        (soundhost.uuid(1), "other"): 1,
+        (soundhost.uuid(0), None, "48"): 1,
+        (soundhost.uuid(0), None, "other"): 1,
+        (soundhost.uuid(1), None, "other"): 1,
     }
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from appliance_agent.gpus import Gpu, Xid
 from appliance_agent.states import Reaction
-from appliance_agent.xid_log import Source, XidLog, kernel_report, place_of, uuid_at
+from appliance_agent.xid_log import Report, Source, XidLog, kernel_report, place_of, uuid_at
 from appliance_agent.xids import catalogue, describe, reaction
 
 NVML, KERNEL = Source.NVML, Source.KERNEL
@@ -38,8 +38,8 @@ def test_every_xid_of_the_catalogue_is_described() -> None:
     assert describe(999).startswith("XID 999: ")
 
 
-def report(at_s: float, code: int = 94, uuid: str = "GPU-a") -> Xid:
-    return Xid(uuid, code, at_s)
+def report(at_s: float, code: int = 94, uuid: str = "GPU-a", instance: int | None = None) -> Xid:
+    return Xid(uuid, code, at_s, instance)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,12 @@ def report(at_s: float, code: int = 94, uuid: str = "GPU-a") -> Xid:
         ([(KERNEL, report(0)), (KERNEL, report(0.1)), (KERNEL, report(0.2)), (NVML, report(0.3))], 1),  # many lines
         ([(NVML, report(0)), (KERNEL, report(0, code=95))], 2),
         ([(NVML, report(0)), (KERNEL, report(0, uuid="GPU-b"))], 2),
+        ([(NVML, report(0, instance=5)), (KERNEL, report(0, instance=5))], 1),
+        ([(NVML, report(0, instance=5)), (NVML, report(0, instance=6))], 2),  # two programs in two parts of the card
+        ([(NVML, report(0, instance=5)), (KERNEL, report(0, instance=6))], 2),
+        ([(NVML, report(0, instance=5)), (KERNEL, report(0))], 1),  # only one of the two knows where
+        ([(KERNEL, report(0, instance=5)), (NVML, report(0))], 1),
+        ([(NVML, report(0)), (NVML, report(0, instance=5)), (KERNEL, report(0, instance=5)), (KERNEL, report(0))], 2),
     ],
 )
 def test_a_report_that_both_sources_give_is_one(reports: list[tuple[Source, Xid]], counted: int) -> None:
@@ -79,11 +85,14 @@ def test_only_the_last_two_hundred_are_kept() -> None:
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("4,1,2,-;NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, GPU has fallen off the bus.", ((0, 0x3B, 0), 79)),
-        ("NVRM: Xid (PCI:0000:af:00): 31, pid='<unknown>', name=<unknown>, Ch 00000008", ((0, 0xAF, 0), 31)),
-        ("[ 12.3] NVRM: Xid (PCI:0001:00:00.0): 94, Contained: SM (0x1)", ((1, 0, 0), 94)),
-        ("NVRM: Xid (0000:03:00): 13, Graphics Exception", ((0, 3, 0), 13)),
-        ("NVRM: Xid (PCI:0008:06:00): 154, GPU recovery action changed from 0x0 (None) to 0x2", ((8, 6, 0), 154)),
+        ("4,1,2,-;NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, GPU has fallen off the bus.", Report((0, 0x3B, 0), 79)),
+        ("NVRM: Xid (PCI:0000:af:00): 31, pid='<unknown>', name=<unknown>, Ch 00000008", Report((0, 0xAF, 0), 31)),
+        ("[ 12.3] NVRM: Xid (PCI:0001:00:00.0): 94, Contained: SM (0x1)", Report((1, 0, 0), 94)),
+        ("NVRM: Xid (0000:03:00): 13, Graphics Exception", Report((0, 3, 0), 13)),
+        ("NVRM: Xid (PCI:0008:06:00): 154, GPU recovery action changed from 0x0 (None) to 0x2", Report((8, 6, 0), 154)),
+        ("NVRM: Xid (PCI:0000:01:00 GPU-I:05): 94, pid=7194, Contained: CE User Channel", Report((0, 1, 0), 94, 5)),
+        ("NVRM: Xid (PCI:0000:01:00 GPU-I:01 GPU-CI:02): 13, pid=7, name=a", Report((0, 1, 0), 13, 1)),
+        ("NVRM: Xid (PCI:0000:01:00 GPU-I:x): 13", None),
         ("NVRM: GPU at PCI:0000:3b:00: GPU-8f6e", None),
         ("nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 30", None),
         ("NVRM: Xid (PCI:garbage): 79", None),
@@ -103,3 +112,20 @@ def test_nvml_and_the_kernel_mean_the_same_place() -> None:
     assert uuid_at((0, 0x3B, 0), (part, card)) == "GPU-a"
     assert uuid_at((0, 0x3C, 0), (part, card)) == ""
     assert place_of("") is None
+
+
+@pytest.mark.parametrize(
+    ("instance", "concerned"),
+    [(1, ["GPU-a", "MIG-1", "MIG-?"]), (2, ["GPU-a", "MIG-2", "MIG-?"]), (None, ["GPU-a", "MIG-1", "MIG-2", "MIG-?"])],
+)
+def test_an_xid_concerns_the_card_and_those_parts_of_it_that_it_may_have_happened_in(
+    instance: int | None, concerned: list[str]
+) -> None:
+    card = Gpu("GPU-a", 0, 0, "", 0)
+    parts = [
+        Gpu(uuid, 0, 0, "", 0, parent_uuid="GPU-a", gpu_instance=number)
+        for uuid, number in (("MIG-1", 1), ("MIG-2", 2), ("MIG-?", None))
+    ]
+    xid = report(0, instance=instance)
+
+    assert [gpu.uuid for gpu in (card, *parts, Gpu("GPU-b", 1, 1, "", 0)) if xid.concerns(gpu)] == concerned

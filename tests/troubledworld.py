@@ -243,8 +243,8 @@ class TroubledWorld(World):
         self.cards_told = tuple(gpus)
         return GpuSnapshot(self.mono_s, up=True, gpus=self.cards_told, readings=readings, xids=tuple(self.xids))
 
-    def xid_of(self, card: Card, code: int) -> None:
-        self.xids.append(Xid(card.uuid, code, self.mono_s))
+    def xid_of(self, card: Card, code: int, *, instance: int | None = None) -> None:
+        self.xids.append(Xid(card.uuid, code, self.mono_s, instance))
 
     def _live(self) -> None:
         for each in self.containers.values():

@@ -146,12 +146,12 @@ class NvmlSource:
         if process and process.descriptor in ready:
             self._read(process)
         if log in ready:
-            for place, code in self._kernel_log.reports():
-                uuid = uuid_at(place, self._snapshot.gpus)
+            for report in self._kernel_log.reports():
+                uuid = uuid_at(report.place, self._snapshot.gpus)
                 if uuid:
-                    self._report(Xid(uuid, code, time.monotonic()), Source.KERNEL)
+                    self._report(Xid(uuid, report.code, time.monotonic(), report.instance), Source.KERNEL)
                 else:
-                    _LOG.warning("XID %d of a GPU that NVML does not know, on bus %02x", code, place[1])
+                    _LOG.warning("XID %d of a GPU that NVML does not know, on bus %02x", report.code, report.place[1])
 
     def _read(self, process: NvmlProcess) -> None:
         try:

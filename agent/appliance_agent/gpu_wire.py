@@ -39,7 +39,7 @@ _ACTIONS: Final[dict[int | None, RecoveryAction | None]] = {
     None: None,
     **{action.value: action for action in RecoveryAction},
 }
-_LAYOUT: Final = zlib.crc32(repr((_NAMES, [field.name for field in fields(Gpu)])).encode())
+_LAYOUT: Final = zlib.crc32(repr((_NAMES, [field.name for kind in (Gpu, Xid) for field in fields(kind)])).encode())
 _SAME: Final = 0  # in the place of a group: as it was
 
 Group = tuple[object, ...]  # of a reading, or all of it
@@ -85,7 +85,7 @@ class Writer:
             case Starting():
                 return {"starting": line.at_s, "layout": _LAYOUT}
             case Xid():
-                return {"xid": [line.uuid, line.code, line.at_s]}
+                return {"xid": [line.uuid, line.code, line.at_s, line.instance]}
             case GpuSnapshot():
                 return self._snapshot(line)
 
@@ -129,8 +129,8 @@ class Reader:
                     raise WireError("the NVML process is of another version than the agent")
                 return Starting(at_s=float(value["starting"]))
             if "xid" in value:
-                uuid, code, at_s = value["xid"]
-                return Xid(uuid=str(uuid), code=int(code), at_s=float(at_s))
+                uuid, code, at_s, instance = value["xid"]
+                return Xid(str(uuid), int(code), float(at_s), None if instance is None else int(instance))
             return self._snapshot(value)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             raise WireError(f"not a line of the NVML process: {line[:80]!r}") from error

@@ -148,6 +148,13 @@ class Xid:
     uuid: str  # of the GPU, not of a MIG device
     code: int
     at_s: float  # CLOCK_MONOTONIC
+    instance: int | None = None  # the GPU instance of MIG that it happened in; None: it may be all of the card
+
+    def concerns(self, gpu: Gpu) -> bool:
+        """Whether it happened on that GPU, or in the part of it that a MIG device is of."""
+        if self.uuid != (gpu.parent_uuid or gpu.uuid):
+            return False
+        return self.instance is None or gpu.gpu_instance in (None, self.instance)
 
 
 @dataclass(frozen=True, slots=True)

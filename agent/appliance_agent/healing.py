@@ -66,13 +66,19 @@ def is_slowed_down(slot: Slot, gpus: GpuSnapshot) -> bool:
 
 
 def _xid_trouble(slot: Slot, gpus: GpuSnapshot, config: HealingConfig) -> GpuTrouble | None:
+    """A card is reset as a whole; what asks for no more than a restart may be a neighbour's, in his instance of MIG."""
     fresh = [xid for xid in gpus.xids if xid.at_s > slot.seen_xid_s and xid.uuid in _parents(slot, gpus)]
     severe = (Reaction.REBOOT, Reaction.RESET_GPU, Reaction.RESTART_SLOT)
     for wanted in severe:
         for xid in reversed(fresh):
-            if reaction(xid.code, config.xids) is wanted:
+            concerns = wanted is not Reaction.RESTART_SLOT or _concerns(xid, slot, gpus)
+            if concerns and reaction(xid.code, config.xids) is wanted:
                 return _of_xid(xid, wanted, newest_s=max(xid.at_s for xid in fresh), gpus=gpus)
     return None
+
+
+def _concerns(xid: Xid, slot: Slot, gpus: GpuSnapshot) -> bool:
+    return any(xid.concerns(gpu) for uuid in slot.plan.gpus if (gpu := gpus.gpu(uuid)))
 
 
 def _of_xid(xid: Xid, wanted: Reaction, *, newest_s: float, gpus: GpuSnapshot) -> GpuTrouble:

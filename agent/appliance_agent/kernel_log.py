@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from appliance_agent.xid_log import Place, kernel_report
+from appliance_agent.xid_log import Report, kernel_report
 
 KERNEL_LOG: Final = Path("/dev/kmsg")
 _RECORD_BYTES: Final = 16384  # a shorter buffer makes the kernel refuse long records
@@ -32,9 +32,9 @@ class KernelLog:
             if error.errno != errno.ESPIPE:
                 self.close()
 
-    def reports(self) -> list[tuple[Place, int]]:
-        """New XIDs: where the GPU is, and the code."""
-        found: list[tuple[Place, int]] = []
+    def reports(self) -> list[Report]:
+        """New XIDs."""
+        found: list[Report] = []
         for _ in range(_RECORDS):
             try:
                 data = os.read(self.descriptor, _RECORD_BYTES)

@@ -6,6 +6,7 @@ with what is the whole card's; memory, processes and activity are its parts'.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,6 +20,7 @@ from appliance_agent.status_view import wall_s
 
 Card = tuple[str, str]  # slot, UUID
 Labels = tuple[str, ...]
+Where = tuple[str, int | None, str]  # UUID of a whole GPU, instance of MIG, label
 Rows = list[tuple[Labels, float]]
 
 _STALE_S: Final = 10.0  # an older reading is no reading
@@ -93,8 +95,16 @@ _TIMES: Final = tuple(zip(names.INTERVALS, ("at_s", "tens_at_s", "thirties_at_s"
 class XidTally:
     """How often each XID was reported. A snapshot has the last 200 only, so what is new in each is added up."""
 
-    counts: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])  # by UUID and label
+    counts: Mapping[Where, int] = field(default_factory=dict[Where, int])
     newest: Xid | None = None
+
+    def of(self, uuid: str, instance: int | None) -> Counter[str]:
+        """By label; where there is an instance of MIG, without what happened in others of the card."""
+        found: Counter[str] = Counter()
+        for (owner, where, label), count in self.counts.items():
+            if owner == uuid and (where is None or instance in (None, where)):
+                found[label] += count
+        return found
 
     def after(self, xids: tuple[Xid, ...]) -> XidTally:
         if not xids or xids[-1] == self.newest:
@@ -102,7 +112,7 @@ class XidTally:
         known = next((place for place in range(len(xids) - 1, -1, -1) if xids[place] == self.newest), -1)
         counts = dict(self.counts)
         for xid in xids[known + 1 :]:
-            key = (xid.uuid, xid_label(xid.code))
+            key = (xid.uuid, xid.instance, xid_label(xid.code))
             counts[key] = counts.get(key, 0) + 1
         return XidTally(counts, xids[-1])
 
@@ -209,16 +219,16 @@ def _owned(snapshot: Snapshot, slot: Slot) -> Mapping[str, frozenset[int] | None
 
 
 def _xids(snapshot: Snapshot, tally: XidTally) -> Iterator[tuple[Metric, Rows]]:
-    """Of a MIG device its parent's are told: they concern all of the card."""
+    """Of a MIG device its parent's are told, too, but for those of other instances: they concern all of the card."""
     counts: Rows = []
     last: dict[Labels, float] = {}
     for slot in snapshot.host.slots:
         for uuid in slot.plan.gpus:
             card, gpu = (str(slot.plan.index), uuid), snapshot.gpus.gpu(uuid)
-            owner = (gpu.parent_uuid if gpu else "") or uuid
-            counts += [((*card, label), tally.counts.get((owner, label), 0)) for label in names.XID_LABELS]
+            found = tally.of((gpu.parent_uuid if gpu else "") or uuid, gpu.gpu_instance if gpu else None)
+            counts += [((*card, label), found[label]) for label in names.XID_LABELS]
             for xid in snapshot.gpus.xids:
-                if xid.uuid == owner:
+                if xid.concerns(gpu) if gpu else xid.uuid == uuid:
                     last[(*card, xid_label(xid.code))] = wall_s(snapshot, xid.at_s)
     if counts:
         yield names.XID_ERRORS, counts

@@ -14,6 +14,7 @@ from appliance_agent.nvml_identity import address_of
 
 _WAIT_S: Final = 2.0  # it cannot be broken off, and each that ends in vain costs a wake-up
 _PAUSE_S: Final = 1.0
+_NO_INSTANCE: Final = 0xFFFFFFFF
 
 
 class XidWatch:
@@ -85,5 +86,10 @@ class XidWatch:
         if not code and self._event.eventType == XID_EVENT:
             uuid = self._by_address.get(address_of(self._event.device), "")
             if uuid:
-                self._heard(Xid(uuid=uuid, code=int(self._event.eventData), at_s=time.monotonic()))
+                self._heard(Xid(uuid, int(self._event.eventData), time.monotonic(), self._instance()))
         return code
+
+    def _instance(self) -> int | None:
+        """Of MIG, where the driver can tell in which it happened."""
+        told = int(self._event.gpuInstanceId)
+        return None if told == _NO_INSTANCE else told

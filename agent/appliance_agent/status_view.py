@@ -168,7 +168,7 @@ def _gpu(snapshot: Snapshot, uuid: str) -> GpuStatus:
     gpu, reading = snapshot.gpus.gpu(uuid), snapshot.gpus.readings.get(uuid)
     parent = snapshot.gpus.readings.get(gpu.parent_uuid) if gpu and gpu.is_mig else None
     card = parent or reading  # a MIG device has no temperature and no power of its own
-    xids = [xid for xid in snapshot.gpus.xids if xid.uuid in (uuid, gpu.parent_uuid if gpu else uuid)]
+    xids = [xid for xid in snapshot.gpus.xids if (xid.concerns(gpu) if gpu else xid.uuid == uuid)]
     action = card.recovery_action if card else None
     return GpuStatus(
         uuid=uuid,

@@ -6,17 +6,25 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from appliance_agent.gpus import Gpu, Xid
 
 PAIR_S: Final = 60.0  # so far apart the two sources may be with one report
 REPEAT_S: Final = 1.0  # one source tells of one error in several lines
 _KEPT: Final = 200
-_LINE = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d+)")
+_LINE = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)(?: GPU-I:(\d+))?(?: GPU-CI:\d+)?\): (\d+)")
 _PLACE = re.compile(r"(?:([0-9a-fA-F]{4,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.[0-9a-fA-F])?")
 
 Place = tuple[int, int, int]  # domain, bus, device
+
+
+class Report(NamedTuple):
+    """What a line of the kernel tells."""
+
+    place: Place
+    code: int
+    instance: int | None = None  # the GPU instance of MIG
 
 
 class Source(Enum):
@@ -40,20 +48,24 @@ class XidLog:
         """`xids` stays the same tuple if the report is already in it."""
         recent = tuple(heard for heard in self.heard if xid.at_s - heard.xid.at_s <= PAIR_S)
         same = [heard for heard in recent if (heard.xid.uuid, heard.xid.code) == (xid.uuid, xid.code)]
-        if any(heard.source is source and xid.at_s - heard.xid.at_s <= REPEAT_S for heard in same):
+        exact = [heard for heard in same if heard.xid.instance == xid.instance]
+        if any(heard.source is source and xid.at_s - heard.xid.at_s <= REPEAT_S for heard in exact):
             return self
-        first = next((heard for heard in same if heard.source is not source and not heard.paired), None)
+        less = [
+            heard for heard in same if None in (heard.xid.instance, xid.instance)
+        ]  # one source knows where, one not
+        first = next((heard for heard in (*exact, *less) if heard.source is not source and not heard.paired), None)
         if first is None:
             return XidLog((*self.xids, xid)[-_KEPT:], (*recent, Heard(xid, source)))
         met = tuple(Heard(heard.xid, heard.source, paired=True) if heard is first else heard for heard in recent)
         return XidLog(self.xids, (*met, Heard(xid, source, paired=True)))
 
 
-def kernel_report(line: str) -> tuple[Place, int] | None:
-    """The GPU and the code of a line such as `NVRM: Xid (PCI:0000:3b:00): 79, pid=…`."""
+def kernel_report(line: str) -> Report | None:
+    """Of a line such as `NVRM: Xid (PCI:0000:3b:00): 79, pid=…`; with MIG it reads `(PCI:0000:3b:00 GPU-I:05)`."""
     match = _LINE.search(line)
     place = place_of(match[1]) if match else None
-    return (place, int(match[2])) if match and place else None
+    return Report(place, int(match[3]), int(match[2]) if match[2] else None) if match and place else None
 
 
 def place_of(bus_id: str) -> Place | None:

@@ -39,7 +39,7 @@ static int next_event(struct event_set *set, struct event *event) {
         set->seen = xid->sequence;
         for (int j = 0; j < set->count; j++)
             if (!strcmp(set->registered[j], xid->uuid)) {
-                *event = (struct event){set->registered[j], 8, xid->code, ~0u, ~0u};
+                *event = (struct event){set->registered[j], 8, xid->code, xid->gpu_instance, ~0u};
                 return SUCCESS;
             }
     }

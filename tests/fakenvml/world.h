@@ -48,7 +48,7 @@ struct device {
     struct process processes[PROCESSES];
     struct sample samples[SAMPLES];
 };
-struct xid { number sequence, code; char uuid[TEXT]; };
+struct xid { number sequence, code; unsigned gpu_instance; char uuid[TEXT]; };
 static struct world {
     char driver[TEXT], version[TEXT];
     int cuda, device_count, gpu_count, xid_count;
@@ -81,7 +81,7 @@ static void host_line(const char *key, const char *rest) {
     if (!strcmp(key, "driver")) sscanf(rest, "%95s", world.driver);
     else if (!strcmp(key, "version")) sscanf(rest, "%95s", world.version);
     else if (!strcmp(key, "cuda")) world.cuda = atoi(rest);
-    else if (!strcmp(key, "xid") && world.xid_count < XIDS && sscanf(rest, "%llu %95s %llu", &xid->sequence, xid->uuid, &xid->code) == 3) world.xid_count++;
+    else if (!strcmp(key, "xid") && world.xid_count < XIDS && sscanf(rest, "%llu %95s %llu %u", &xid->sequence, xid->uuid, &xid->code, &xid->gpu_instance) == 4) world.xid_count++;
 }
 
 static void gpu_line(struct device *gpu, const char *key, const char *rest) {
