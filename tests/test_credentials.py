@@ -2,6 +2,8 @@
 
 import base64
 import json
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +91,21 @@ def test_no_login_is_no_error(home: Path, environ: dict[str, str], node: object)
 
 def test_no_file_is_no_error(environ: dict[str, str]) -> None:
     assert stored_credentials(HOST, environ=environ) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to be somebody else needs root")
+def test_places_of_another_user_are_passed_over() -> None:
+    """`su builder` leaves XDG_RUNTIME_DIR as it was."""
+    with tempfile.TemporaryDirectory() as theirs, tempfile.TemporaryDirectory() as home:
+        Path(home).chmod(0o755)
+        write(Path(home) / ".config/containers/auth.json", {"auths": {HOST: encoded()}})
+        os.seteuid(65534)
+        try:
+            found = stored_credentials(HOST, environ={"HOME": home, "XDG_RUNTIME_DIR": theirs})
+        finally:
+            os.seteuid(0)
+
+    assert found == Credentials("ann", SECRET)
 
 
 def test_the_places_are_asked_in_their_order(home: Path, environ: dict[str, str]) -> None:

@@ -652,6 +652,28 @@ def test_another_program_that_speaks_docker_is_no_classic_engine_and_nothing_is_
     assert found[1] is None
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="to be somebody else needs root")
+def test_of_a_data_root_that_is_not_for_this_user_to_see_nothing_is_known(tmp_path: Path) -> None:
+    """As with userns-remap, whose data root lies below a directory of root's."""
+    root = tmp_path / "docker"
+    (root / "100000.100000").mkdir(parents=True)
+    root.chmod(0o710)
+    answers = version_answer("1.41")
+    info = {"DriverStatus": [], "Name": socket.gethostname(), "DockerRootDir": str(root / "100000.100000")}
+    with fake_engine(answers | {"/info": (200, info)}) as host:
+        place = Path(host.removeprefix("unix://"))
+        place.parent.chmod(0o711)
+        place.chmod(0o666)
+        os.seteuid(65534)
+        try:
+            with Engine.connect({"DOCKER_HOST": host}) as engine:
+                found = engine.facts.is_local, engine.free_bytes()
+        finally:
+            os.seteuid(0)
+
+    assert found == (False, None)
+
+
 def test_an_answer_is_judged_by_its_status() -> None:
     broken = {"message": "No such image, says the text, but the status says otherwise"}
     answers = {**version_answer("1.41"), "/images/": (500, broken)}

@@ -176,3 +176,13 @@ def test_a_store_of_somebody_else_is_told(nobodys_place: Place, what: str) -> No
     assert "as the owner" in hint
     (store / what).chmod(0o755)
     job.succeeds()
+
+
+def test_a_path_that_is_not_for_this_user_to_see_is_told_and_not_traced(nobodys_place: Place) -> None:
+    hidden = nobodys_place.site.directory / "hidden"
+    hidden.mkdir(mode=0o700)
+
+    message, hint = failed(nobodys_place.site.run("push", "x.example.com/a:1", "--from", f"oci:{hidden}/layout"))
+
+    assert message == f"{hidden}/layout: permission denied"
+    assert "permissions" in hint

@@ -58,6 +58,13 @@ def run(words: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        hint = "check that path and its permissions" if where else "check the disks: `dmesg` tells what is wrong"
+        _tell(f"{where}{error.strerror.lower()}", hint, as_json="--json" in words)
+        return 1
     return status if isinstance(status, int) else 0
 
 

@@ -58,7 +58,8 @@ def stored_credentials(
 ) -> Credentials | None:
     """The login for a registry host; None where the user has none, which is no error before the registry says so."""
     for path in _files(environ):
-        if path.is_file() and (found := _from_file(path, host, environ, helper_s)):
+        # Not of Path: another user's directory, left in a variable by `su`, is none of ours, and no error.
+        if os.path.isfile(path) and (found := _from_file(path, host, environ, helper_s)):  # noqa: PTH113
             return found
     return None
 

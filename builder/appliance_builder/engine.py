@@ -103,11 +103,14 @@ class Engine:
         if not self.facts.is_local:
             return None
         places = [self.facts.data_root]
-        if self.facts.store is Store.CONTAINERD and _CONTAINERD_DATA.is_dir():
+        if self.facts.store is Store.CONTAINERD and os.path.isdir(_CONTAINERD_DATA):  # noqa: PTH112 - as below
             places.append(
                 _CONTAINERD_DATA
             )  # the API does not tell which of the two: the roomier is never a false alarm
-        disks = [os.statvfs(place) for place in places]
+        try:
+            disks = [os.statvfs(place) for place in places]
+        except OSError:
+            return None
         return max(disk.f_bavail * disk.f_frsize for disk in disks)
 
     def answers(self, *, timeout_s: float) -> bool:
@@ -204,7 +207,7 @@ def _facts(client: EngineClient) -> EngineFacts:
         store=_store(version, status),
         platform=Platform(str(version.get("Os")), str(version.get("Arch"))),
         data_root=data_root,
-        is_local=same_machine and data_root.is_dir(),
+        is_local=same_machine and os.path.isdir(data_root),  # noqa: PTH112 - False where it is not for this user to see
     )
 
 

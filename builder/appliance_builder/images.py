@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,4 +107,4 @@ def split_scheme(text: str) -> tuple[str, str]:
 
 def existing_directory(path: Path) -> Path:
     """The nearest directory above `path` that exists: where its disk space is counted."""
-    return next(parent for parent in (path, *path.parents) if parent.is_dir())
+    return next(parent for parent in (path, *path.parents) if os.path.isdir(parent))  # noqa: PTH112 - no error where nothing may be looked at
