@@ -304,6 +304,68 @@ def test_a_session_is_kept_when_the_registry_goes_away(
     assert target.store.blobs[str(payload.digest)] == BODY
 
 
+def test_a_session_in_trouble_for_good_stands_in_nobodys_way(
+    lasting: Callable[..., LastingRegistry], before: Callable[[LastingRegistry], FaultProxy], tmp_path: Path
+) -> None:
+    target = lasting()
+    proxy = before(target)
+    trouble = proxy.add(Answer(500), path="/uploads/u1")
+    time = Time()
+    repository = open_repository(proxy.host, time=time)
+    state = UploadState(tmp_path / "upload.json", repository=repository, layer="x")
+    state.save(repository.uploads.begin())
+
+    digest = upload(repository, Bytes(BODY), Bar(), quirks=PLAIN, state=state)
+
+    assert target.store.blobs[str(digest)] == BODY
+    assert sum(time.slept) >= 120
+    assert trouble.hits > 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_session_outlives_a_registry_in_trouble(
+    lasting: Callable[..., LastingRegistry], before: Callable[[LastingRegistry], FaultProxy], tmp_path: Path
+) -> None:
+    target = lasting()
+    proxy = before(target)
+    repository = open_repository(proxy.host)
+    state = UploadState(tmp_path / "upload.json", repository=repository, layer="x")
+    state.save(repository.uploads.begin())
+    target.store.uploads["u1"] += BODY[: 2 * MIB]
+    proxy.add(Answer(503))
+    with pytest.raises(RegistryError, match="503"):
+        upload(repository, Bytes(BODY), Bar(), quirks=PLAIN, state=state)
+    proxy.clear()
+    payload = Bytes(BODY)
+
+    upload(repository, payload, Bar(), quirks=PLAIN, state=state)
+
+    assert target.store.begun == 1
+    assert payload.reads == [2 * MIB]
+    assert target.store.blobs[str(payload.digest)] == BODY
+
+
+def test_a_commit_that_comes_to_nothing_in_two_runs_is_not_tried_in_a_third(
+    lasting: Callable[..., LastingRegistry], before: Callable[[LastingRegistry], FaultProxy], tmp_path: Path
+) -> None:
+    target = lasting()
+    proxy = before(target)
+    proxy.add(Answer(500), method="PUT", path="/uploads/u1")
+    repository = open_repository(proxy.host)
+    state = UploadState(tmp_path / "upload.json", repository=repository, layer="x")
+    with pytest.raises(RegistryError, match="500"):
+        upload(repository, Bytes(BODY), Bar(), quirks=PLAIN, state=state)
+    begun, payload, bar = target.store.begun, Bytes(BODY), Bar()
+
+    digest = upload(repository, payload, bar, quirks=PLAIN, state=state)
+
+    assert (begun, target.store.begun) == (1, 2)
+    assert payload.reads == [0]
+    assert bar.done == len(BODY)
+    assert target.store.blobs[str(digest)] == BODY
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_layer_that_was_never_read_to_its_end_is_gone_on_with(
     lasting: Callable[..., LastingRegistry], before: Callable[[LastingRegistry], FaultProxy], tmp_path: Path
 ) -> None:

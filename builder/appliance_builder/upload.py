@@ -115,9 +115,22 @@ class _Upload:
         saved = self._state.load() if self._state else None
         if saved is None or self._mode is Mode.WHOLE:
             return None
-        found = self._requests.status(saved, self._patience)
+        try:
+            found = self._requests.status(saved, self._patience)
+        except RegistryError as error:
+            if not error.transient:
+                raise
+            return self._instead(saved)
         self._broken = found is not None
         return found if found and found[1] <= self._source.size else None
+
+    def _instead(self, saved: Session) -> tuple[Session, int]:
+        """Of a session that has been in trouble for as long as patience lasts, a new one; where the whole registry is
+        in trouble this one try fails, too, and what was saved stays."""
+        session = self._requests.begin(self._patience)
+        self._patience.progressed()
+        self._requests.cancel(saved.location)
+        return session, 0
 
     # --- sending
 
@@ -205,9 +218,11 @@ class _Upload:
                 return digest
             if error.transient:
                 unclear = True
-                if not patience.wait(error):
+                if patience.wait(error):
+                    continue
+                if self._furthest or isinstance(error, NetworkError):
                     raise error
-                continue
+                raise _SessionLostError(error)  # an earlier run sent all of it, and its commit came to nothing either
             if isinstance(error, RegistryError) and error.status in (*_GONE, 416):
                 if self._stored(digest, looks=_LOOKS if unclear else 1):
                     return digest
