@@ -27,8 +27,9 @@ class Authority:
         return context
 
 
-def make_authority(directory: Path) -> Authority:
-    _certificate(directory / "ca", _CA, signed_by=None)
+def make_authority(directory: Path, *, key_usage: bool = True) -> Authority:
+    """Without `key_usage` as companies have made theirs for years, and as RFC 5280 does not allow."""
+    _certificate(directory / "ca", _CA if key_usage else _CA[:1], signed_by=None)
     _certificate(directory / "server", _SERVER, signed_by=directory / "ca")
     return Authority(directory / "ca.crt", directory / "server.crt", directory / "server.key")
 

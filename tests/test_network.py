@@ -1,11 +1,12 @@
 """The way to a host: certificates, plain HTTP, proxies, names, silence."""
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from authority import Authority
+from authority import Authority, make_authority
 from conftest import MakeRegistry
 from connectproxy import connect_proxy
 from faults import Answer, Stall
@@ -25,6 +26,7 @@ from registry_client import (
     trusting,
 )
 
+from appliance_agent.check_registry import Asking, ask
 from appliance_builder.http import Http, Timeouts
 from appliance_builder.network import Network
 from appliance_builder.network_errors import Fault as NetworkFault
@@ -33,6 +35,7 @@ from appliance_builder.proxies import proxy_for
 from appliance_builder.quirks import quirks_for
 from appliance_builder.registry_errors import RegistryError, registry_error
 from appliance_builder.upload import upload
+from appliance_image.reference import ImageReference
 
 FAR = "registry.example.com"
 
@@ -52,6 +55,31 @@ def test_an_authority_of_ones_own_is_trusted(make_registry: MakeRegistry, author
         body = b"".join(repository.blob(BLOB).read())
 
     assert body == BODY
+
+
+def test_an_authority_that_does_not_say_what_its_key_is_for_is_trusted(
+    make_registry: MakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every Python checks here as 3.13 does."""
+    usual = ssl.create_default_context
+
+    def strict() -> ssl.SSLContext:
+        context = usual()
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    authority = make_authority(tmp_path, key_usage=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+    registry = make_registry(Options(tls=authority))
+    asking = Asking(ImageReference.parse(f"{registry.host}/ai/model:1"), None, "amd64", insecure=False, timeout_s=60)
+
+    with trusting(registry, authority) as http:
+        open_repository(registry.host, http=http).put_small_blob(BODY)
+    said = ask(asking)
+
+    assert registry.has_blob(str(BLOB.digest))
+    assert said.status == 404
 
 
 def test_an_early_answer_is_heard_over_tls(make_registry: MakeRegistry, authority: Authority) -> None:
