@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,16 @@ def test_every_value_has_its_unit_and_its_field(host: GpuHost) -> None:
         assert {name for name in MOVING if getattr(host.reading, name) is None} == set()
         assert host.seen.process_cpu_s
         assert host.seen.process_memory_bytes
+
+
+def test_the_memory_of_the_nvml_process_is_what_the_kernel_says(host: GpuHost) -> None:
+    """statm counts pages, and these have 64 KiB on many an ARM server."""
+    with host.watched() as source:
+        host.until_up()
+        told = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{source.pid}/status").read_text())
+
+        assert told
+        assert host.seen.process_memory_bytes == pytest.approx(int(told[1]) * 1024, rel=0.5)
 
 
 def test_a_gpu_tells_what_it_is(host: GpuHost) -> None:

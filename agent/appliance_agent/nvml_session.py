@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from appliance_agent.nvml_identity import (
 from appliance_agent.nvml_pace import USUAL, Pace
 
 _ASKED: Final = (NvmlError, AttributeError)
-_PAGE_BYTES: Final = 4096
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")  # 64 KiB on many an ARM server
 _COUNTED: Final = ctypes.c_uint()
 
 Condition = tuple[bool, bool | None]  # sound, MIG enabled
