@@ -61,6 +61,13 @@ def test_the_engine_is_wanted_and_not_required() -> None:
     assert not {"Requires", "BindsTo", "PartOf", "Requisite"} & set(settings(text))
 
 
+def test_nvidias_devices_are_allowed_by_number_for_a_driver_that_is_loaded_later() -> None:
+    """Names are looked up in /proc/devices when the unit starts."""
+    allowed = re.findall(r"^DeviceAllow=(.*)$", UNIT.read_text(), flags=re.MULTILINE)
+
+    assert {"char-195 rw", "char-nvidia* rw", "/dev/nvidiactl rw"} <= set(allowed)
+
+
 def test_systemd_never_gives_up() -> None:
     told = settings(UNIT.read_text())
 

@@ -60,12 +60,15 @@ _FAULTS: Final = {
     25: Fault.UNSUPPORTED,  # ARGUMENT_VERSION_MISMATCH
     26: Fault.UNSUPPORTED,  # DEPRECATED
 }
+_LATE: Final = "`systemctl restart ollama-agent`, if the driver came after it"  # its unit lists devices when it starts
 _INIT_WORDS: Final = {
-    4: "no permission to use NVML: this user cannot open /dev/nvidiactl",
+    4: f"no permission to use NVML: this user cannot open /dev/nvidiactl; {_LATE}",
     9: "the NVIDIA kernel module is not loaded: try `modprobe nvidia`, then see `dmesg | grep -i nvrm`",
     12: "no NVIDIA driver: libnvidia-ml.so.1 was not found",
     15: "NVML cannot be initialised, a GPU is lost: see `dmesg | grep -i xid`, then reboot",
+    17: f"the operating system keeps NVML from its devices, /dev/nvidia*; {_LATE}",
     18: "the NVIDIA library and the loaded kernel module are of different versions: reboot, or load the module anew",
+    UNKNOWN: f"NVML cannot be initialised: unknown error, see `dmesg | grep -i nvrm`; {_LATE}",
 }
 
 
