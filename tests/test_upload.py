@@ -11,6 +11,8 @@ from faults import Answer, Corrupt, Cut, DropResponse, Fault, Headers, Stall, se
 from registries import Options, Registry
 from registry_client import BODY, MIB, Bar, Bytes, Time, builder, close_connections, open_repository, pattern
 
+from appliance_builder.http import Http, Timeouts
+from appliance_builder.network import Network
 from appliance_builder.network_errors import Fault as NetworkFault
 from appliance_builder.network_errors import NetworkError
 from appliance_builder.ports import Payload
@@ -125,6 +127,28 @@ def test_the_body_goes_out_with_its_length_and_once(registry: Registry) -> None:
     assert "content-range" not in patch.headers
     assert [each.method for each in registry.requests()] == ["POST", "PATCH", "PUT"]
     assert payload.reads == [0]
+
+
+def test_what_was_sent_may_be_taken_for_longer_than_other_requests(registry: Registry) -> None:
+    """Another request, begun while this one waits, has long been given up when the answer comes."""
+    taking, other = Stall(len(BODY), of="request"), Stall(of="request")
+    registry.proxy.add(taking, method="PATCH")
+    registry.proxy.add(other, method="GET")
+    with Http(Network(), environ={}, timeouts=Timeouts(read_s=1)) as http:
+        repository = open_repository(registry.host, http=http)
+        sending = threading.Thread(target=lambda: upload(repository, Bytes(BODY), Bar(), quirks=PLAIN))
+        sending.start()
+        try:
+            assert taking.reached.wait(60)
+            with pytest.raises(NetworkError, match="silent for 1 s"), http.exchange("GET", registry.url, doing="ask"):
+                pass
+        finally:
+            taking.release()
+            other.release()
+            sending.join(60)
+
+    assert registry.has_blob(str(Digest.of(BODY)))
+    assert len(registry.requests("PATCH")) == 1
 
 
 def test_chunks_are_as_large_as_the_user_says(registry: Registry) -> None:

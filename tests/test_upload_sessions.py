@@ -117,6 +117,42 @@ def test_a_registry_that_is_elsewhere_than_thought_says_where(
     assert target.store.blobs[str(payload.digest)] == BODY
 
 
+def test_bytes_that_a_proxy_hands_on_after_its_time_are_progress(
+    lasting: Callable[..., LastingRegistry], before: Callable[[LastingRegistry], FaultProxy]
+) -> None:
+    """It takes the whole body at once and answers 504; the registry has a little more of it each time it is asked."""
+    target = lasting()
+    proxy = before(target)
+    body, step = BODY[:MIB], 16 * 1024
+    impatient = proxy.add(Answer(504), method="PATCH", times=40)
+
+    def hand_on() -> None:
+        there = target.store.uploads["u1"]
+        there += body[len(there) : len(there) + step]
+
+    upload(open_repository(proxy.host, time=Time(hand_on)), Bytes(body), Bar(), quirks=PLAIN)
+
+    assert impatient.hits == 40
+    assert target.store.begun == 1
+    assert target.store.patches[-1].size == MIB - 40 * step
+    assert target.store.blobs[str(Digest.of(body))] == body
+
+
+def test_bytes_that_a_registry_has_now_and_then_are_no_progress(
+    lasting: Callable[..., LastingRegistry], before: Callable[[LastingRegistry], FaultProxy]
+) -> None:
+    target = lasting()
+    proxy = before(target)
+    proxy.add(Answer(504), method="PATCH")
+
+    def one_or_the_other() -> None:
+        there = target.store.uploads["u1"]
+        there[:] = b"" if there else BODY[:MIB]
+
+    with pytest.raises(RegistryError, match="504"):
+        upload(open_repository(proxy.host, time=Time(one_or_the_other)), Bytes(BODY), Bar(), quirks=PLAIN)
+
+
 @pytest.mark.parametrize(
     ("manners", "quirks", "modes"),
     [

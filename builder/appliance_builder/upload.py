@@ -79,6 +79,7 @@ class _Upload:
         self._transfer = transfer
         self._session: Session | None = None
         self._furthest = 0  # sent in this session
+        self._confirmed = 0  # by the registry, after a part that did not go through
         self._broken = False  # this session has seen a connection end: bytes of it may still be arriving
         self._lost = 0
         self._refused = 0
@@ -144,7 +145,9 @@ class _Upload:
         )
         ranged = self._mode is Mode.CHUNKED or offset > 0 or self._broken
         try:
-            with self._requests.send(session, body, offset=offset, doing=self._doing, ranged=ranged) as answer:
+            with self._requests.send(
+                session, body, offset=offset, size=size, doing=self._doing, ranged=ranged
+            ) as answer:
                 finished = answer.status == 201  # some registries end an upload by themselves
                 if answer.status not in _ACCEPTED or (finished and end < self._source.size):
                     raise self._requests.refusal(answer, self._doing)
@@ -185,6 +188,9 @@ class _Upload:
         if found is None or found[1] > self._source.size or (status == 416 and found[1] == offset):
             raise _SessionLostError(error)
         self._keep(found[0])
+        if found[1] > max(offset, self._confirmed):  # a proxy that takes everything at once hands it on for long
+            self._confirmed = found[1]
+            self._patience.progressed()
         return found[1]
 
     def _another_way(self, error: Failure) -> _SessionLostError | Failure:
@@ -283,7 +289,8 @@ class _Upload:
         if self._session and isinstance(cause, RegistryError) and cause.status not in _GONE:
             self._requests.cancel(self._session.location)
         self._forget()
-        self._session, self._furthest, self._look_first, self._broken = None, 0, False, False
+        self._session, self._furthest, self._confirmed = None, 0, 0
+        self._look_first, self._broken = False, False
 
     def _progressed(self, sent: int) -> None:
         """Only what no earlier try of this session reached counts."""

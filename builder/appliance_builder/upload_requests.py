@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _RANGE: Final = re.compile(r"(?:bytes=)?0-(\d+)")
 _CANCEL_S: Final = 10.0
 _STORED: Final = (200, 201, 204)
-COMMIT_BYTES_PER_S: Final = 30_000_000  # how slowly a registry may move a finished upload to its place
+# How slowly a registry may move a finished upload to its place, or a proxy hand on the request that it has taken whole.
+COMMIT_BYTES_PER_S: Final = 30_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +60,21 @@ class UploadRequests:
         )
 
     @contextmanager
-    def send(self, session: Session, body: Outgoing, *, offset: int, doing: str, ranged: bool) -> Generator[Answer]:
+    def send(
+        self, session: Session, body: Outgoing, *, offset: int, size: int, doing: str, ranged: bool
+    ) -> Generator[Answer]:
         """One PATCH, one try. A first and only one goes without Content-Range, as Docker's do."""
         headers = {"Content-Type": "application/octet-stream"}
         if ranged and body.size:
             headers["Content-Range"] = f"{offset}-{offset + body.size - 1}"
         with self._transport.open(
-            "PATCH", session.location, doing=doing, scopes=self._scopes, headers=headers, body=body
+            "PATCH",
+            session.location,
+            doing=doing,
+            scopes=self._scopes,
+            headers=headers,
+            body=body,
+            read_s=_answer_s(size),
         ) as answer:
             if answer.status < 300:
                 self._transport.check_page(answer, doing)
@@ -116,7 +125,7 @@ class UploadRequests:
                 scopes=self._scopes,
                 headers=headers,
                 body=body,
-                read_s=60 + size / COMMIT_BYTES_PER_S,
+                read_s=_answer_s(size),
             ) as answer:
                 if answer.status not in _STORED:
                     return self._transport.refusal(answer, doing)
@@ -179,6 +188,10 @@ class UploadRequests:
 
     def _url(self) -> str:
         return self._transport.url(f"{quote(self._name)}/blobs/uploads/")
+
+
+def _answer_s(size: int) -> float:
+    return 60 + size / COMMIT_BYTES_PER_S
 
 
 def received(headers: Mapping[str, str]) -> int | None:
