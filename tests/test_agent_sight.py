@@ -291,6 +291,58 @@ def test_small_steps_add_up_to_a_move(machine: Machine) -> None:
     assert seen == [None, None, None, 104.0, 104.0]
 
 
+def progress_of_a_load(machine: Machine, *, cores: float, seconds: int = 60, since_s: float = 0.0) -> float | None:
+    """Of one that only uses processors, at the end of so many looks, a second apart; it began `since_s` before them."""
+    evidence = replace(LOADED, loaded=False, load=Load(100.0 - since_s))
+    for second in range(seconds + 1):
+        machine.uses(cpu_s=50 + cores * second)
+        evidence = machine.look(100.0 + second, evidence)
+    return evidence.progress_s
+
+
+@pytest.mark.parametrize("cores", [0.12, 0.3, 1.0, 8.0])
+def test_a_load_that_reads_where_nothing_is_counted_moves_because_it_uses_processors(
+    machine: Machine, cores: float
+) -> None:
+    """404 GB from ZFS, GPFS or NFS without a page cache, into a buffer of the GPU that was taken all at once."""
+    moved_s = progress_of_a_load(machine, cores=cores)
+
+    assert moved_s is not None
+    assert moved_s >= 150.0
+
+
+@pytest.mark.parametrize("cores", [0.0, 0.005, 0.052])
+def test_a_load_whose_runner_is_stuck_does_not_move(machine: Machine, cores: float) -> None:
+    """Measured with a runner that was stopped: the servers of Ollama 0.32 and 0.13 ask it, and take so much for that."""
+    assert progress_of_a_load(machine, cores=cores) is None
+
+
+def test_a_load_that_spins_is_believed_for_an_hour_only(machine: Machine) -> None:
+    moved_s = progress_of_a_load(machine, cores=1.0, seconds=120, since_s=3540.0)
+
+    assert moved_s is not None
+    assert moved_s <= 160.0
+
+
+def test_a_burst_is_no_load_that_moves(machine: Machine) -> None:
+    """Go collects its garbage every two minutes, whether or not anything goes on."""
+    evidence = replace(LOADED, loaded=False, load=Load(99.0))
+    for second in range(60):
+        machine.uses(cpu_s=0.5 * (second >= 35))
+        evidence = machine.look(100.0 + second, evidence)
+
+    assert evidence.progress_s is None
+
+
+def test_a_canary_that_waits_is_not_a_load_that_moves_because_the_server_spins(machine: Machine) -> None:
+    evidence = replace(LOADED, canary=Running(99.0))
+    for second in range(60):
+        machine.uses(cpu_s=float(second))
+        evidence = machine.look(100.0 + second, evidence)
+
+    assert evidence.progress_s is None
+
+
 def test_a_canary_without_a_token_may_be_a_load(machine: Machine) -> None:
     waiting, heard = replace(LOADED, canary=Running(99.0)), replace(LOADED, canary=Running(99.0, 99.5, 99.5, 1))
     for second, memory in enumerate((0, 8, 16)):

@@ -17,6 +17,9 @@ from appliance_agent.values import updated
 _GPU_COMPUTES: Final = 0.05
 _CPU_COMPUTES: Final = 0.05  # cores; one that has to share them gets little, a frozen one none
 _MOVED_BYTES: Final = 1024 * 1024
+_LOAD_COMPUTES: Final = 0.1  # cores; Ollama 0.13 takes 0.05 to ask a runner that is stuck, again and again
+_LOAD_WINDOW_S: Final = 10.0  # in which a burst, such as a collection of garbage, is little
+_LOAD_BELIEVED_S: Final = 3600.0  # one that waits for a dead GPU in a busy loop uses processors, too
 _ANSWER_BYTES: Final = 100  # a broken-off request has a line, too, but no bytes
 
 
@@ -33,6 +36,7 @@ class Sight:
         self._flow = Flow()
         self._cpu: tuple[float, float] | None = None  # when, CPU seconds
         self._sizes: tuple[int, ...] = ()
+        self._load_cpu: tuple[float, float] | None = None  # when, CPU seconds: where the window began
         self._own: set[int] = set()  # of the container's processes those that were on its GPUs at the last look
         self._listed: set[int] = set()  # at this one
 
@@ -58,7 +62,8 @@ class Sight:
             cores = self._cores(now_s) if facts.utilization_ratio is None else None
             news |= self._traffic(flow_bytes_per_s, now_s)
         news |= _computing(facts.utilization_ratio, cores, now_s)
-        if visible and _is_waiting(before) and self._has_moved(facts):
+        works = visible and self._works_at_a_load(before, now_s)
+        if works or (visible and _is_waiting(before) and self._has_moved(facts)):
             news["progress_s"] = now_s
         news["peers"] = peers = self._peers() if visible and count_peers else None
         if peers:
@@ -128,11 +133,30 @@ class Sight:
             self._sizes = sizes  # small steps add up
         return moved
 
+    def _works_at_a_load(self, before: Evidence, now_s: float) -> bool:
+        """What is read from ZFS, GPFS or NFS without a page cache can be seen by nothing else: not in `io.stat`, not in
+        the cgroup's memory, and the GPU's is taken all at once."""
+        if not _is_loading(before):
+            self._load_cpu = None
+            return False
+        last = self._load_cpu
+        if last is not None and now_s - last[0] < _LOAD_WINDOW_S:
+            return False
+        used_s = self._group.cpu_s() if self._group else None
+        self._load_cpu = None if used_s is None else (now_s, used_s)
+        if used_s is None or last is None or before.load is None:
+            return False
+        young = now_s - before.load.started_s < _LOAD_BELIEVED_S
+        return young and used_s - last[1] > _LOAD_COMPUTES * (now_s - last[0])
+
 
 def _is_waiting(evidence: Evidence) -> bool:
     """For a load, or for a first token that may need one."""
-    loading = evidence.load is not None and evidence.load.ended_s is None
-    return loading or not evidence.loaded or (evidence.canary is not None and not evidence.canary.pieces)
+    return _is_loading(evidence) or not evidence.loaded or (evidence.canary is not None and not evidence.canary.pieces)
+
+
+def _is_loading(evidence: Evidence) -> bool:
+    return evidence.load is not None and evidence.load.ended_s is None
 
 
 def _computing(utilization: float | None, cores: float | None, now_s: float) -> dict[str, Any]:
