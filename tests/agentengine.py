@@ -133,13 +133,15 @@ def agent_site(
     kill_s: float = 30,
     quiet_s: float = 30,
     docker_config: str = "",
+    path: Path | None = None,
 ) -> Iterator[AgentSite]:
+    """`path`: another socket than the engine's own. Without one, the engine has told its settings in the beginning."""
     image_id = load_standin(engine, layout, version=BASE_VERSION)
     prefix = f"t{secrets.token_hex(4)}"
     config = Config(
         image="test/ollama:standin",
         base_port=secrets.choice(_PORTS),
-        engine=EngineConfig(socket=str(engine.socket), timeout_s=timeout_s, docker_config=docker_config),
+        engine=EngineConfig(socket=str(path or engine.socket), timeout_s=timeout_s, docker_config=docker_config),
         container=replace(Container(), name_prefix=prefix),
     )
     wakes = Wakes()
@@ -147,7 +149,7 @@ def agent_site(
     hands = DockerHands(config, source, lambda: gpus, clock=time.monotonic, kill_s=kill_s, quiet_s=quiet_s)
     site = AgentSite(engine, config, image_id, source, hands, wakes)
     try:
-        site.until(lambda seen: seen.up, "the engine to be seen")
+        site.until(lambda seen: seen.up and (path is not None or seen.facts is not None), "the engine to be seen")
         yield site
     finally:
         source.close()

@@ -300,6 +300,14 @@ CASES: dict[str, tuple[CheckFacts, Severity, str, str, str]] = {
         broken(engine={"reach": Reach.FROZEN}),
         *(ERROR, "engine-frozen", "does not answer: it is frozen or overloaded", "sudo systemctl restart docker"),
     ),
+    "engine slow": (
+        broken(engine={"slow": "took 21 s for `docker info`"}),
+        *(WARNING, "engine-slow", "took 21 s for `docker info`, and answers other questions", "docker node ls"),
+    ),
+    "engine slower": (
+        broken(engine={"slow": "has not answered `docker info` within 45 s", "facts": None}),
+        *(WARNING, "engine-slow", "within 45 s, and answers other questions: what depends on it is not", "docker node"),
+    ),
     "no engine": (
         broken(engine={"reach": Reach.BROKEN, "detail": "BadStatusLine"}),
         *(ERROR, "engine-broken", "is no Docker Engine: BadStatusLine", "curl --unix-socket"),

@@ -25,10 +25,12 @@ from engines import PrivateEngine, wait_until
 from fakegpus import HOOK
 from fakenvml import VERSION_MISMATCH, FakeGpu, World
 from freeport import free_port
+from heldengine import held_engine
 from loadedimages import load_standin
 from registries import PASSWORD, USER, Options
 
 from appliance_agent.check_command import run_check
+from appliance_agent.check_engine import EngineDoor, engine_state
 from appliance_agent.check_facts import Answer, Reach
 from appliance_agent.check_gather import gather
 from appliance_agent.config import Config, Engine, MetricsConfig
@@ -309,6 +311,23 @@ def test_a_frozen_engine_is_told_within_the_deadline(make_engine: MakeEngine) ->
 
     assert set(found) == {"engine-frozen"}
     assert "engine-frozen" not in after
+
+
+def test_an_engine_that_is_slow_to_tell_its_settings_is_not_called_frozen(
+    classic_engine: PrivateEngine, tmp_path: Path
+) -> None:
+    with held_engine(classic_engine.socket, tmp_path / "held", what="/info") as held:
+        facts = gather(config(held.socket), deadline_s=PATIENT_S, info_s=1)
+        held.go.set()
+        door = EngineDoor(str(held.socket), timeout_s=PATIENT_S)
+        late = engine_state(door, str(held.socket), slow_s=0, info_s=PATIENT_S)
+
+    (told,) = [finding for finding in findings(facts) if finding.topic == "engine"]
+    assert (told.severity, told.code) == (Severity.WARNING, "engine-slow")
+    assert "has not answered `docker info` within 1 s, and answers other questions" in told.sentence
+    assert not any("restart" in line for line in told.fix)
+    assert late.facts is not None
+    assert late.slow.endswith(" s for `docker info`")
 
 
 def test_no_socket_a_dead_socket_and_a_stranger_are_told_apart(tmp_path: Path) -> None:

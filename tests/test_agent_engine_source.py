@@ -18,10 +18,13 @@ import pytest
 from agentengine import AgentSite, Wakes, agent_site, shim_of
 from conftest import CDI_GPUS, MakeEngine
 from engines import Engine, EngineKind, PrivateEngine, wait_until
+from heldengine import held_engine
 
 from appliance_agent.config import Config
 from appliance_agent.config import Engine as EngineConfig
-from appliance_agent.containers import EngineSeen, Obstacle
+from appliance_agent.containers import EngineFacts, EngineSeen, Obstacle
+from appliance_agent.engine_settings import EngineSettings
+from appliance_agent.engine_socket import EngineError
 from appliance_agent.engine_source import DockerSource
 from appliance_agent.spec import LABEL_MANAGED, LABEL_SLOT
 
@@ -67,6 +70,68 @@ def test_the_cdi_devices_are_known_from_the_engine_or_where_it_does_not_tell_fro
     assert read == ()
     assert facts.cdi_directories == (str(cdi_engine.toolkit.specifications),)
     assert "nvidia" in facts.runtimes
+
+
+def test_an_engine_that_is_slow_to_tell_its_settings_is_up_all_the_same(
+    engine: Engine, small_base: Path, socket_directory: Path
+) -> None:
+    """`/info` takes 20 s where a Swarm has lost its quorum."""
+    with (
+        held_engine(engine.socket, socket_directory / "held", what="/info") as held,
+        agent_site(engine, small_base, path=held.socket) as site,
+    ):
+        assert held.asked.wait(60)
+        made = site.create()
+        site.engine.run_cli("kill", made.container_id)
+        slow = site.until(lambda seen: [each.status for each in seen.containers] == ["exited"], "the end", timeout_s=60)
+        held.go.set()
+        told = site.until(lambda seen: seen.facts is not None, "the settings", timeout_s=60)
+
+    assert slow.up
+    assert slow.facts is None
+    assert told.facts
+    assert told.facts.version == engine.version
+    assert told.epoch == 0
+
+
+def test_settings_that_do_not_come_are_asked_for_again(engine: Engine, socket_directory: Path) -> None:
+    with held_engine(engine.socket, socket_directory / "held", what="/info") as held:
+        settings = EngineSettings(str(held.socket), "1.41")
+        settings.ask(0.0)
+        assert settings.take(0.0) is None
+        assert held.asked.wait(60)
+
+        with pytest.raises(EngineError, match=r"has not answered .*`docker info` for 60 s"):
+            settings.take(60.0)
+
+        given_up, held_back = settings.sockets, settings.take(61.0)
+        held.go.set()
+        settings.ask(62.0)
+        facts: list[EngineFacts | None] = []
+        wait_until(lambda: bool(facts.append(settings.take(62.0)) or facts[-1]), timeout_s=60, what="the second answer")
+
+    assert (given_up, held_back) == ([], None)
+    assert facts[-1]
+    assert facts[-1].version == engine.version
+
+
+def test_an_engine_that_refuses_to_tell_its_settings_is_quoted(engine: Engine) -> None:
+    settings = EngineSettings(str(engine.socket), "9.99")
+    settings.ask(0.0)
+    said: list[EngineError] = []
+
+    def is_refused() -> bool:
+        try:
+            settings.take(0.0)
+        except EngineError as error:
+            said.append(error)
+        return bool(said)
+
+    wait_until(is_refused, timeout_s=60, what="the refusal")
+
+    assert "client version 9.99 is too new" in said[0].message
+    assert said[0].status == 400
+    assert settings.sockets == []
 
 
 def test_a_crash_is_seen_with_its_exit_code_and_wakes_the_loop(site: AgentSite) -> None:

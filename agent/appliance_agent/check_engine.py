@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from urllib.parse import quote
 from appliance_agent import check_host, engine_json
 from appliance_agent.cdi_files import cdi_names
 from appliance_agent.check_facts import ContainerThere, EngineState, Reach
+from appliance_agent.containers import EngineFacts
 from appliance_agent.engine_json import Json
 from appliance_agent.engine_socket import EngineError, dial
 
@@ -46,25 +47,35 @@ class Reply:
 
 
 class EngineDoor:
-    """One connection for each request, all of them within one deadline."""
+    """One connection for each request, and for each the same time to answer."""
 
-    def __init__(self, path: str, *, deadline_s: float) -> None:
+    def __init__(self, path: str, *, timeout_s: float) -> None:
         self._path = path
-        self._deadline_s = deadline_s  # CLOCK_MONOTONIC
+        self._timeout_s = timeout_s
 
-    def get(self, path: str, headers: dict[str, str] | None = None) -> Reply:
+    def get(self, path: str, headers: dict[str, str] | None = None, *, timeout_s: float | None = None) -> Reply:
         """Raises EngineUnseenError."""
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = self._connect()
+        status, body = self._ask(path, headers or {}, self._timeout_s if timeout_s is None else timeout_s)
         try:
-            connection.request("GET", path, headers=headers or {})
+            return Reply(status, json.loads(body) if body.strip() else None)
+        except ValueError as error:
+            raise _broken(error) from error
+
+    def ping(self) -> None:
+        """Raises EngineUnseenError."""
+        self._ask("/_ping", {}, self._timeout_s)
+
+    def _ask(self, path: str, headers: dict[str, str], timeout_s: float) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = self._connect(timeout_s)
+        try:
+            connection.request("GET", path, headers=headers)
             answer = connection.getresponse()
-            body = answer.read(_MAX_BYTES)
-            return Reply(answer.status, json.loads(body) if body.strip() else None)
+            return answer.status, answer.read(_MAX_BYTES)
         except TimeoutError as error:
             raise EngineUnseenError(Reach.FROZEN, f"no answer to GET {path.partition('?')[0]}") from error
         except (http.client.HTTPException, ValueError) as error:
-            raise EngineUnseenError(Reach.BROKEN, f"{type(error).__name__}: {str(error)[:100]}") from error
+            raise _broken(error) from error
         except OSError as error:
             raise EngineUnseenError(Reach.REFUSED, error.strerror or str(error)) from error
         finally:
@@ -73,16 +84,16 @@ class EngineDoor:
     def peer(self) -> int | None:
         """The process that listens, if it can be seen from here."""
         try:
-            connection = self._connect()
+            connection = self._connect(self._timeout_s)
         except EngineUnseenError:
             return None
         with connection:
             pid: int = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         return pid or None
 
-    def _connect(self) -> socket.socket:
+    def _connect(self, timeout_s: float) -> socket.socket:
         try:
-            return dial(self._path, timeout_s=max(self._deadline_s - time.monotonic(), 0.05))
+            return dial(self._path, timeout_s=timeout_s)
         except EngineError as error:
             reason = error.__cause__
             detail = reason.strerror if isinstance(reason, OSError) and reason.strerror else error.message
@@ -101,10 +112,19 @@ def _reach(reason: BaseException | None) -> Reach:
             return Reach.REFUSED
 
 
-def engine_state(door: EngineDoor, path: str) -> EngineState:
+def _broken(error: Exception) -> EngineUnseenError:
+    return EngineUnseenError(Reach.BROKEN, f"{type(error).__name__}: {str(error)[:100]}")
+
+
+def engine_state(door: EngineDoor, path: str, *, slow_s: float, info_s: float) -> EngineState:
+    """After `slow_s` its answer to `/info` is slow, and for `info_s` it is waited for; it may take long where all else is quick."""
     group = socket_group(path)
     try:
-        version, information = door.get("/version"), door.get("/info")
+        door.ping()
+        version, asked_s = door.get("/version"), time.monotonic()
+        if (information := _information(door, info_s)) is None:
+            return EngineState(Reach.UP, socket_group=group, slow=f"has not answered `docker info` within {info_s:g} s")
+        took_s = time.monotonic() - asked_s
         if version.status != 200 or information.status != 200:
             problem = version.message if version.status != 200 else information.message
             return EngineState(Reach.UP, problem, socket_group=group)
@@ -114,15 +134,28 @@ def engine_state(door: EngineDoor, path: str) -> EngineState:
         return EngineState(silent.reach, silent.detail, socket_group=group)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         return EngineState(Reach.BROKEN, f"{type(error).__name__}: {error}", socket_group=group)
-    places = _image_places(facts.root, information.value)
+    state = _state_of(facts, information.value)
+    return replace(state, socket_group=group, slow=f"took {took_s:.0f} s for `docker info`" if took_s > slow_s else "")
+
+
+def _information(door: EngineDoor, limit_s: float) -> Reply | None:
+    try:
+        return door.get("/info", timeout_s=limit_s)
+    except EngineUnseenError as silent:
+        if silent.reach is Reach.FROZEN:
+            return None
+        raise
+
+
+def _state_of(facts: EngineFacts, information: Json) -> EngineState:
+    places = _image_places(facts.root, information)
     free = {place: room for place in places if (room := _free_bytes(place)) is not None}
     tightest = min(free, key=lambda place: free[place], default=facts.root)
     return EngineState(
         Reach.UP,
-        socket_group=group,
         facts=facts,
         snap=facts.root.startswith("/var/snap/"),
-        rootless="name=rootless" in str(information.value.get("SecurityOptions")),
+        rootless="name=rootless" in str(information.get("SecurityOptions")),
         free_bytes=free.get(tightest),
         images_root=tightest,
     )

@@ -91,6 +91,7 @@ class EngineState:
     detail: str = ""
     socket_group: str = ""  # to which the socket belongs
     facts: EngineFacts | None = None
+    slow: str = ""  # what its answer to /info did, where that took long and all else did not
     started_s: float | None = None  # seconds since the epoch; None: nobody can tell
     snap: bool = False
     rootless: bool = False

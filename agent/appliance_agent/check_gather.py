@@ -20,6 +20,7 @@ from appliance_agent.config import Config, GpuChoice
 from appliance_agent.gpus import GpuSnapshot
 
 DEADLINE_S: Final = 5.0
+INFO_S: Final = 45.0  # twice what the engine itself waits for a Swarm without a quorum
 NVML_S: Final = 45.0  # one to four seconds a GPU where no persistence mode keeps it awake
 _GRACE_S: Final = 0.5  # so that a neighbour's own deadline speaks before ours
 _SLOW_S: Final = 3.0
@@ -66,16 +67,21 @@ def gather(
     config: Config,
     *,
     deadline_s: float = DEADLINE_S,
+    info_s: float = INFO_S,
     nvml_s: float = NVML_S,
     tell: Callable[[str], None] = lambda _: None,
 ) -> CheckFacts:
     """`tell` hears why it takes long."""
     on_gpus = config.gpus != GpuChoice.NONE
     path = config.engine.socket
-    door = EngineDoor(path, deadline_s=time.monotonic() + deadline_s)
+    door = EngineDoor(path, timeout_s=deadline_s)
     ports = [*range(config.base_port, config.base_port + _SLOTS), config.metrics.port]
 
-    engine = _Asked("the Docker Engine", lambda: check_engine.engine_state(door, path), deadline_s)
+    engine = _Asked(
+        "the Docker Engine",
+        lambda: check_engine.engine_state(door, path, slow_s=deadline_s, info_s=info_s),
+        2 * deadline_s + info_s,
+    )
     containers = _Asked(
         "the list of containers", lambda: check_engine.containers(door, config.container.name_prefix), deadline_s
     )
@@ -86,6 +92,8 @@ def gather(
     listening = _Asked("the list of sockets", lambda: check_host.listeners(ports), deadline_s)
     store = _Asked(f"the store {config.store}", lambda: _store(config), deadline_s) if config.store else None
 
+    if not engine.is_answered_within(deadline_s + _GRACE_S):
+        tell(f"waiting for the Docker Engine's answer to `docker info` (at most {info_s:g} s)")
     answered = engine.answer(EngineState(Reach.FROZEN))
     state, tools = _toolkit(answered, door) if on_gpus else (answered, Toolkit())
     if nvml and not nvml.is_answered_within(_SLOW_S):

@@ -6,7 +6,6 @@ import base64
 import ipaddress
 import json
 import os
-import time
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +24,7 @@ _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 def image_state(config: Config, *, deadline_s: float) -> ImageState:
     """The registry has a deadline of its own, begun when the engine has answered."""
-    door = EngineDoor(config.engine.socket, deadline_s=time.monotonic() + deadline_s)
+    door = EngineDoor(config.engine.socket, timeout_s=deadline_s)
     reply = door.get(f"/images/{image_path(config.image)}/json")
     if reply.status == 404:
         return _absent(config, deadline_s)
@@ -70,7 +69,7 @@ def _absent(config: Config, deadline_s: float) -> ImageState:
 
 
 def _by_engine(config: Config, headers: dict[str, str], deadline_s: float) -> Reply | None:
-    door = EngineDoor(config.engine.socket, deadline_s=time.monotonic() + deadline_s)
+    door = EngineDoor(config.engine.socket, timeout_s=deadline_s)
     try:
         return door.get(f"/distribution/{image_path(config.image)}/json", headers)
     except EngineUnseenError:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Final, cast
 from urllib.parse import quote
 
-from appliance_agent.cdi_files import cdi_names
-from appliance_agent.containers import ContainerSeen, EngineFacts, ImageSeen
+from appliance_agent.containers import ContainerSeen, ImageSeen
 from appliance_agent.docker_door import DockerDoor
-from appliance_agent.engine_json import Json, absent_image, managed_by, parse_container, parse_facts, parse_image
+from appliance_agent.engine_json import Json, absent_image, managed_by, parse_container, parse_image
+from appliance_agent.engine_settings import EngineSettings
 from appliance_agent.engine_socket import EngineError, EngineStream, Pong
 from appliance_agent.spec import LABEL_MANAGED
 
@@ -31,7 +31,17 @@ class Happened:
 
 
 class EngineConnection:
-    def __init__(self, door: DockerDoor, stream: EngineStream, pong: Pong, prefix: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        door: DockerDoor,
+        stream: EngineStream,
+        settings: EngineSettings,
+        pong: Pong,
+        *,
+        prefix: str,
+        timeout_s: float,
+    ) -> None:
+        self.settings = settings
         self._door = door
         self._stream = stream
         self._prefix = prefix
@@ -55,7 +65,8 @@ class EngineConnection:
         except BaseException:
             stream.close()
             raise
-        return cls(door, stream, pong, prefix, timeout_s)
+        settings = EngineSettings(path, pong.api_version)
+        return cls(door, stream, settings, pong, prefix=prefix, timeout_s=timeout_s)
 
     def is_same_life(self, other: EngineConnection) -> bool:
         """Where the process cannot be seen, an engine whose events broke off counts as another one."""
@@ -100,13 +111,8 @@ class EngineConnection:
     def image(self, reference: str) -> ImageSeen:
         return resolve(self._door, reference)
 
-    def facts(self) -> EngineFacts:
-        version = self._door.get("/version", doing="asking the engine for its version")
-        info: Json = self._door.get("/info", doing="asking the engine for its settings")
-        specified = () if "DiscoveredDevices" in info else cdi_names(info.get("CDISpecDirs") or ())
-        return parse_facts(version, info, specified)
-
     def close(self) -> None:
+        self.settings.close()
         self._stream.close()
         self._door.close()
 

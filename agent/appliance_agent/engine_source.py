@@ -22,6 +22,7 @@ from appliance_agent.engine_board import EngineBoard
 from appliance_agent.engine_connection import EngineConnection
 from appliance_agent.engine_json import managed_by, parse_obstacles
 from appliance_agent.engine_rows import EngineRows
+from appliance_agent.engine_settings import EngineSettings
 from appliance_agent.engine_socket import EngineAwayError, EngineError, EngineSilentError, Ping, Pong
 from appliance_agent.ports import Wake
 from appliance_agent.spec import SlotPlan
@@ -30,6 +31,7 @@ _LIST_S: Final = 10.0
 _LIST_ALL_S: Final = 30.0
 _GIVEN_WAY_S: Final = 0.5  # an end is told before the listing shows it
 _IMAGE_S: Final = 60.0  # while it is not there
+_SETTINGS_S: Final = 10.0  # after no answer
 _PING_S: Final = 5.0
 _AGAIN_S: Final = 0.3  # an engine that is away
 _PATIENCE_S: Final = 1.0  # a ping gets at least so long
@@ -172,16 +174,14 @@ class DockerSource:
         another = self._life is not None and not connection.is_same_life(self._life)
         self._rows.forget()
         self._rows.take(connection, connection.ours(), now_s)
-        facts = connection.facts()
         self._life = connection
-        self._due |= {"list": now_s + _LIST_S, "all": 0.0, "image": 0.0, "facts": _NEVER}
+        self._due |= {"list": now_s + _LIST_S, "all": 0.0, "image": 0.0, "facts": 0.0}
         self.board.publish(
             at_s=now_s,
             up=True,
             because="",
             since_s=self._clock(),
             epoch=seen.epoch + another,
-            facts=facts,
             containers=self._rows.containers,
         )
 
@@ -207,15 +207,26 @@ class DockerSource:
         now_s = self._clock()
         if now_s >= min(self._due["list"], self._due["all"]):
             self._list(connection, now_s, everybody=now_s >= self._due["all"])
-        if now_s >= self._due["facts"]:
-            self._due["facts"] = _NEVER
-            self.board.publish(facts=connection.facts())
         if self._wanted and now_s >= self._due["image"]:
             self._due["image"] = now_s + _IMAGE_S
             image = connection.image(self._wanted)
             if image.id:
                 self._due["image"] = _NEVER
             self.board.publish(image=image)
+        self._learn(connection.settings)
+
+    def _learn(self, settings: EngineSettings) -> None:
+        """An engine may be up for long before it tells its settings."""
+        now_s = self._clock()
+        try:
+            if now_s >= self._due["facts"] and not settings.sockets:
+                self._due["facts"] = _NEVER
+                settings.ask(now_s)
+            if facts := settings.take(now_s):
+                self.board.publish(facts=facts)
+        except EngineError:
+            self._due["facts"] = now_s + _SETTINGS_S
+            raise
 
     def _list(self, connection: EngineConnection, now_s: float, *, everybody: bool) -> None:
         self._due["list"] = beat(now_s + _LIST_S)
@@ -253,8 +264,10 @@ class DockerSource:
 
     def _sleep(self) -> None:
         poll = select.poll()
-        sockets = (self._ping.socket, self._connection.socket if self._connection else None)
-        for descriptor in (self._kick, *(each.fileno() for each in sockets if each)):
+        sockets = [self._ping.socket] if self._ping.socket else []
+        if self._connection:
+            sockets += [self._connection.socket, *(self._connection.settings.sockets if self.seen().up else ())]
+        for descriptor in (self._kick, *(each.fileno() for each in sockets)):
             poll.register(descriptor, select.POLLIN)
         poll.poll(max(0.0, self._next_s() - self._clock()) * 1000)
         with contextlib.suppress(BlockingIOError):
@@ -269,7 +282,9 @@ class DockerSource:
         if not self.seen().up or self._connection is None:
             return ping_s
         image_s = self._due["image"] if self._wanted else _NEVER
-        return min(ping_s, self._due["list"], self._due["all"], self._due["facts"], image_s)
+        settings = self._connection.settings
+        settings_s = settings.ends_s if settings.sockets else self._due["facts"]
+        return min(ping_s, self._due["list"], self._due["all"], settings_s, image_s)
 
 
 def _readable(sock: socket.socket) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from appliance_agent.check_facts import CheckFacts, Reach
+from appliance_agent.check_facts import CheckFacts, EngineState, Reach
 from appliance_agent.finding import Finding, error, fine, warning
 
 _TOPIC = "engine"
@@ -18,13 +18,16 @@ def engine_findings(facts: CheckFacts) -> Iterator[Finding]:
     if engine.reach is not Reach.UP:
         yield _unreachable(facts)
         return
-    if engine.facts is None:
+    if engine.slow:
+        yield _slow(engine)
+    elif engine.facts is None:
         yield error(
             _TOPIC,
             "engine-broken",
             f"the Docker Engine does not say what it is: {engine.detail or 'no answer to /info'}",
             "sudo journalctl -u docker -n 50",
         )
+    if engine.facts is None:
         return
     version = f"Docker Engine {engine.facts.version}"
     api = ".".join(map(str, engine.facts.api_version))
@@ -59,6 +62,18 @@ def _kind(facts: CheckFacts, version: str, description: str) -> Iterator[Finding
             "sudo nvidia-ctk config --set nvidia-container-cli.no-cgroups --in-place",
             see="docs.docker.com/engine/security/rootless",
         )
+
+
+def _slow(engine: EngineState) -> Finding:
+    meaning = "the agent has to wait for it" if engine.facts else "what depends on it is not checked"
+    return warning(
+        _TOPIC,
+        "engine-slow",
+        f"the Docker Engine {engine.slow}, and answers other questions: {meaning}",
+        "docker node ls   # a Swarm without a quorum delays it by 20 s",
+        "sudo journalctl -u docker -n 50",
+        see="docs.docker.com/engine/swarm/admin_guide/#recover-from-losing-the-quorum",
+    )
 
 
 def _unreachable(facts: CheckFacts) -> Finding:

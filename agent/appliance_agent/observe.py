@@ -57,13 +57,21 @@ def observe(config: Config, host: Host, news: News) -> Observed:
         done=news.done,
         trusted_since_s=news.trusted_since_s,
     )
-    engine = () if news.engine.up else (news.engine.because,)
+    engine = _of_engine(config, news.engine)
     driver = (news.gpus.because,) if not news.gpus.up and config.gpus != GpuChoice.NONE else ()
     newest = _pull_failed(news.engine.pull) if host.pull_due else ""
     image = newest if result.release else waiting
     release = (image,) if image and news.engine.up and not host.down else ()
     refused = (f"the release is refused: {host.refused.because}",) if host.refused else ()
     return Observed(seen, tuple(dict.fromkeys((*engine, *driver, *problems, *release, *refused))))
+
+
+def _of_engine(config: Config, engine: EngineSeen) -> tuple[str, ...]:
+    if not engine.up:
+        return (engine.because,)
+    if engine.facts is None and config.gpus != GpuChoice.NONE:
+        return ("the Docker Engine has not answered `docker info` yet, which tells how containers get GPUs",)
+    return ()
 
 
 def targets(host: Host, containers: Sequence[ContainerSeen]) -> tuple[Target, ...]:
