@@ -451,6 +451,14 @@ CASES: dict[str, tuple[CheckFacts, Severity, str, str, str]] = {
         *(ERROR, "name-taken", "has the name `ollama-1`", "docker rename ollama-1 ollama-1-old"),
     ),
     # the host
+    "processes hidden": (
+        broken(host={"hides": "hidepid=invisible", "service_home": "/var/lib/ollama-agent"}),
+        *(WARNING, "proc-hidden", "user `ollama-agent` cannot see", "sudo mount -o remount,hidepid=0 /proc"),
+    ),
+    "processes hidden, and no service": (
+        broken(host={"hides": "hidepid=2"}),
+        *(WARNING, "proc-hidden", "with `hidepid=2`, so user `svc` cannot see", "usermod -aG proc svc"),
+    ),
     "clock": (
         broken(host={"synchronized": False}),
         WARNING,

@@ -6,6 +6,8 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -211,3 +213,51 @@ def test_the_hosts_own_state_is_readable() -> None:
     assert state.root == (os.geteuid() == 0)
     assert state.open_files > 0
     assert state.synchronized in (True, False, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "groups", "told"),
+    [
+        ("rw,relatime", {1000}, ""),
+        ("rw,relatime,hidepid=0", {1000}, ""),
+        ("rw,relatime,hidepid=off", {1000}, ""),
+        ("rw,relatime,hidepid=2", {1000}, "hidepid=2"),
+        ("rw,hidepid=noaccess", {1000}, "hidepid=noaccess"),
+        ("rw,gid=990,hidepid=invisible", {1000}, "hidepid=invisible"),
+        ("rw,gid=990,hidepid=invisible", {1000, 990}, ""),
+        ("rw,hidepid=invisible", {0}, "hidepid=invisible"),
+        ("rw,hidepid=invisible", None, ""),
+    ],
+)
+def test_what_hides_processes_is_told_to_whom_they_are_hidden_from(
+    options: str, groups: set[int] | None, told: str
+) -> None:
+    mounts = f"sysfs /sys sysfs rw 0 0\nproc /proc proc {options} 0 0\nproc /var/chroot/proc proc rw 0 0\n"
+
+    assert check_host.hiding(mounts, groups) == told
+
+
+def test_of_two_that_are_mounted_over_each_other_the_later_counts() -> None:
+    mounts = "proc /proc proc rw,hidepid=2 0 0\nproc /proc proc rw 0 0\n"
+
+    assert check_host.hiding(mounts, {1000}) == ""
+
+
+AS_NOBODY = """
+import os
+from appliance_agent import check_host
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+print(check_host.host_state("docker").hides)
+"""
+
+
+@pytest.mark.parametrize("option", ["hidepid=2", "hidepid=2,gid=65534"])
+def test_a_proc_that_hides_processes_is_seen_to_do_so(option: str) -> None:
+    mounted = f'mount -t proc -o {option} proc /proc && exec "$@"'
+    words = ["unshare", "--mount", "sh", "-c", mounted, "sh", sys.executable, "-c", AS_NOBODY]
+
+    told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+    assert told.strip() in (("hidepid=2", "hidepid=invisible") if "gid" not in option else ("",))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from appliance_agent.config import Config
 from appliance_agent.containers import EngineFacts, ImageSeen
 from appliance_agent.gpus import GpuSnapshot
+
+SERVICE_USER: Final = "ollama-agent"
 
 
 class Reach(Enum):
@@ -157,6 +160,8 @@ class HostState:
     free_memory_bytes: int  # what is available without swapping
     open_files: int
     docker_group: bool  # this user is in the socket's group, perhaps not yet in this session
+    service_home: str = ""  # of the user whom the installed unit runs as; "" where there is none
+    hides: str = ""  # the option of /proc that hides the containers' processes from the agent
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,12 @@ import resource
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from appliance_agent.check_facts import GpuUser, HostState, Listener
+from appliance_agent.check_facts import SERVICE_USER, GpuUser, HostState, Listener
 from appliance_agent.gpus import GpuSnapshot
 
 _PROC: Final = Path("/proc")
@@ -58,7 +58,37 @@ def host_state(socket_group: str) -> HostState:
         free_memory_bytes=memory.get("MemAvailable", 0),
         open_files=_open_files(),
         docker_group=user in _members(socket_group),
+        service_home=service_home(),
+        hides=hiding(_read(_PROC / "self/mounts"), _agents_groups(socket_group)),
     )
+
+
+def service_home() -> str:
+    try:
+        return pwd.getpwnam(SERVICE_USER).pw_dir
+    except KeyError:
+        return ""
+
+
+def hiding(mounts: str, groups: Collection[int] | None) -> str:
+    """The option of /proc that hides others' processes from who is in these groups; None is root, who sees all."""
+    rows = [line.split() for line in mounts.splitlines()]
+    options = next((row[3].split(",") for row in reversed(rows) if len(row) > 3 and row[1:3] == ["/proc", "proc"]), [])
+    values = dict(option.partition("=")[::2] for option in options)
+    if groups is None or values.get("hidepid", "off") in ("off", "0") or int(values.get("gid") or -1) in groups:
+        return ""
+    return f"hidepid={values['hidepid']}"
+
+
+def _agents_groups(socket_group: str) -> Collection[int] | None:
+    """Of the service's user, whoever asks; where there is none, of this one."""
+    try:
+        service = pwd.getpwnam(SERVICE_USER)
+    except KeyError:
+        return None if os.geteuid() == 0 else {os.getegid(), *os.getgroups()}
+    with suppress(KeyError):
+        return {*os.getgrouplist(SERVICE_USER, service.pw_gid), grp.getgrnam(socket_group).gr_gid}
+    return os.getgrouplist(SERVICE_USER, service.pw_gid)
 
 
 def synchronized() -> bool | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from appliance_agent import gpu_choice
-from appliance_agent.check_facts import CheckFacts, ContainerThere, GpuUser, Listener
+from appliance_agent.check_facts import SERVICE_USER, CheckFacts, ContainerThere, GpuUser, Listener
 from appliance_agent.config import GpuChoice
 from appliance_agent.finding import Finding, error, fine, size, warning
 from appliance_agent.slot_plan import fits
@@ -176,6 +176,7 @@ def _look(listener: Listener) -> str:
 def host_findings(facts: CheckFacts, plans: Sequence[SlotPlan]) -> Iterator[Finding]:
     yield from _clock(facts)
     yield from _memory(facts, plans)
+    yield from _hidden(facts)
     if facts.host.open_files < _OPEN_FILES:
         yield warning(
             "host",
@@ -194,6 +195,20 @@ def _clock(facts: CheckFacts) -> Iterator[Finding]:
             "clock",
             "the clock is not synchronised: TLS certificates and registry tokens may be refused",
             "sudo timedatectl set-ntp true && timedatectl",
+        )
+
+
+def _hidden(facts: CheckFacts) -> Iterator[Finding]:
+    if option := facts.host.hides:
+        user = SERVICE_USER if facts.host.service_home else facts.host.user
+        yield warning(
+            "host",
+            "proc-hidden",
+            f"/proc is mounted with `{option}`, so user `{user}` cannot see the containers' processes: whether a model is"
+            " on its GPU and whether a busy server still sends is not known",
+            "sudo mount -o remount,hidepid=0 /proc   # and take `hidepid` out of /etc/fstab, or of what else sets it",
+            f"# or keep it, with `gid=proc` beside it: groupadd --system proc, then usermod -aG proc {user}",
+            see="man 5 proc, section Mount options",
         )
 
 
