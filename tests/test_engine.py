@@ -31,6 +31,7 @@ from tinyimages import (
     image,
     model_layer,
     outline,
+    small_disk,
     weights_layer,
     write_all,
 )
@@ -38,6 +39,7 @@ from tinyimages import (
 from appliance_builder.archive_sink import ArchiveSink
 from appliance_builder.built import Built
 from appliance_builder.engine import Engine, EngineError, Store, layer_chain
+from appliance_builder.engine_disk import ImageRoots, containerd_roots, fullest_disk
 from appliance_builder.engine_load import Silence
 from appliance_builder.engine_sink import EngineSink
 from appliance_image.digest import Digest
@@ -138,7 +140,13 @@ def test_what_the_engine_is_comes_from_its_own_words(engine: AnyEngine, ours: En
     assert ours.facts.is_local
     if isinstance(engine, PrivateEngine):
         assert ours.facts.data_root == engine.data_root
-    assert (ours.free_bytes() or 0) > 0
+    assert free_bytes(ours) > 0
+
+
+def free_bytes(engine: Engine) -> int:
+    disk = engine.disk()
+    assert disk
+    return disk.free_bytes
 
 
 def test_a_finished_image_is_known_by_its_name(ours: Engine, name: ImageReference) -> None:
@@ -516,15 +524,83 @@ def load_with(sink: EngineSink, layers: list[Layer]) -> None:
     sink.commit(built(layers))
 
 
-def test_a_disk_that_cannot_hold_it_twice_is_refused_before_the_first_byte(ours: Engine, name: ImageReference) -> None:
-    free = ours.free_bytes() or 0
-    sink = sink_for(ours, name)
+def test_a_disk_that_cannot_hold_it_twice_is_refused_before_the_first_byte(
+    classic_engine: AnyEngine, name: ImageReference
+) -> None:
+    with connected(classic_engine) as ours:
+        free = free_bytes(ours)
+        sink = sink_for(ours, name)
 
-    sink.preflight(free // 3)
-    with pytest.raises(EngineError, match="not enough disk for the Docker Engine in") as refused:
-        sink.preflight(free)
+        sink.preflight(free // 3)
+        with pytest.raises(EngineError, match="not enough disk for the Docker Engine in") as refused:
+            sink.preflight(free)
 
     assert "twice" in refused.value.hint
+
+
+def test_a_disk_that_may_be_another_is_no_reason_to_refuse(containerd_engine: AnyEngine, name: ImageReference) -> None:
+    """Docker 26 does not tell which containerd it has."""
+    reporter = QuietReporter()
+    with connected(containerd_engine) as ours:
+        free = free_bytes(ours)
+        sink = EngineSink(ours, name, reporter)
+
+        sink.preflight(free // 3)
+        assert reporter.warnings == []
+        sink.preflight(free)
+
+    assert len(reporter.warnings) == 1
+    assert "if the Docker Engine's images go there" in reporter.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("address", "configuration", "paths", "sure"),
+    [
+        ("/run/docker/containerd/containerd.sock", None, ["/data/docker"], True),
+        ("/run/user/1000/docker/containerd/containerd.sock", None, ["/data/docker"], True),
+        ("/run/containerd/containerd.sock", b"", ["/var/lib/containerd"], True),
+        ("/run/containerd/containerd.sock", b"version = 2", ["/var/lib/containerd"], True),
+        ("/run/containerd/containerd.sock", b'root = "/data/containerd"', ["/data/containerd"], True),
+        ("/run/containerd/containerd.sock", b'imports = ["/etc/x.toml"]', ["/var/lib/containerd"], False),
+        ("/run/containerd/containerd.sock", b"version = ", ["/var/lib/containerd"], False),
+        ("/run/containerd/containerd.sock", b"\xff", ["/var/lib/containerd"], False),
+        ("/run/containerd/containerd.sock", None, ["/var/lib/containerd"], False),
+        ("/run/k3s/containerd/containerd.sock", b"", ["/data/docker", "/var/lib/containerd"], False),
+        (None, b'root = "/data/containerd"', ["/data/docker", "/data/containerd"], False),
+    ],
+)
+def test_where_images_go_follows_from_the_containerd_that_an_engine_has(
+    address: str | None, configuration: bytes | None, paths: list[str], sure: bool
+) -> None:
+    roots = containerd_roots(Path("/data/docker"), address, configuration)
+
+    assert roots == ImageRoots(tuple(map(Path, paths)), sure)
+
+
+def test_of_the_disks_that_it_may_be_the_fullest_counts(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 16 * MEBIBYTE) as small:
+        disk = fullest_disk(ImageRoots((tmp_path, small, tmp_path / "none"), sure=False))
+
+    assert disk
+    assert (disk.place, disk.sure) == (small, False)
+    assert disk.free_bytes <= 16 * MEBIBYTE
+
+
+def test_a_disk_that_is_too_small_is_found_by_the_word_of_the_engine(name: ImageReference, tmp_path: Path) -> None:
+    told: dict[str, object] = {
+        "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
+        "Name": socket.gethostname(),
+        "DockerRootDir": str(tmp_path),
+        "Containerd": {"Address": "/run/docker/containerd/containerd.sock"},
+    }
+    answers = version_answer("1.52") | {"/info": (200, told)}
+
+    with (
+        fake_engine(answers) as host,
+        Engine.connect({"DOCKER_HOST": host}) as ours,
+        pytest.raises(EngineError, match=f"not enough disk for the Docker Engine in {tmp_path}"),
+    ):
+        sink_for(ours, name).preflight(free_bytes(ours))
 
 
 def test_what_a_containerd_store_most_likely_has_takes_no_room_twice(
@@ -533,14 +609,17 @@ def test_what_a_containerd_store_most_likely_has_takes_no_room_twice(
     layers = fresh()
     with connected(containerd_engine) as ours:
         load(ours, name, layers)
-        free = ours.free_bytes() or 0
-        sink = sink_for(ours, name)
+        free = free_bytes(ours)
+        reporter = QuietReporter()
+        sink = EngineSink(ours, name, reporter)
         there = outline(layers, layers[0])
         huge = replace(there, descriptor=replace(there.descriptor, size=free * 2 // 3))
 
         assert not sink.has(huge)
 
         sink.preflight(free * 2 // 3)
+
+    assert reporter.warnings == []
 
 
 def test_an_archive_of_ours_is_loaded_by_the_docker_command(
@@ -645,7 +724,7 @@ def test_an_engine_that_is_too_old_is_refused() -> None:
 def test_another_program_that_speaks_docker_is_no_classic_engine_and_nothing_is_known_of_its_disk() -> None:
     answers = version_answer("1.41", name="Podman Engine")
     with fake_engine(answers) as host, Engine.connect({"DOCKER_HOST": host}) as engine:
-        found = engine.facts, engine.free_bytes()
+        found = engine.facts, engine.disk()
 
     assert found[0].store is Store.OTHER
     assert found[0].platform == Platform("linux", "amd64")
@@ -659,7 +738,11 @@ def test_of_a_data_root_that_is_not_for_this_user_to_see_nothing_is_known(tmp_pa
     (root / "100000.100000").mkdir(parents=True)
     root.chmod(0o710)
     answers = version_answer("1.41")
-    info = {"DriverStatus": [], "Name": socket.gethostname(), "DockerRootDir": str(root / "100000.100000")}
+    info: dict[str, object] = {
+        "DriverStatus": [],
+        "Name": socket.gethostname(),
+        "DockerRootDir": str(root / "100000.100000"),
+    }
     with fake_engine(answers | {"/info": (200, info)}) as host:
         place = Path(host.removeprefix("unix://"))
         place.parent.chmod(0o711)
@@ -667,7 +750,7 @@ def test_of_a_data_root_that_is_not_for_this_user_to_see_nothing_is_known(tmp_pa
         os.seteuid(65534)
         try:
             with Engine.connect({"DOCKER_HOST": host}) as engine:
-                found = engine.facts.is_local, engine.free_bytes()
+                found = engine.facts.is_local, engine.disk()
         finally:
             os.seteuid(0)
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Self, cast
 from urllib.parse import quote
 
 from appliance_builder.engine_client import EngineClient, EngineError
+from appliance_builder.engine_disk import Disk, ImageRoots, containerd_roots, fullest_disk, read_configuration
 from appliance_builder.layout import ImageStore, open_archive_file
 from appliance_builder.outfile import check_space, disk_errors
 from appliance_builder.ports import CHUNK_BYTES
@@ -25,7 +26,6 @@ from appliance_image.reference import ImageReference
 __all__ = ["Engine", "EngineError", "EngineFacts", "EngineImage", "Said", "Store", "Unpacking", "layer_chain"]
 
 _CONTAINERD: Final = "io.containerd.snapshotter.v1"
-_CONTAINERD_DATA: Final = Path("/var/lib/containerd")
 _UNPACK_S: Final = 3600  # an engine that did not unpack an image before does it for the first container
 
 
@@ -42,6 +42,7 @@ class EngineFacts:
     store: Store
     platform: Platform
     data_root: Path
+    image_roots: ImageRoots
     is_local: bool  # whether `data_root` is a directory of this machine
 
 
@@ -98,20 +99,9 @@ class Engine:
     def client(self) -> EngineClient:
         return self._client
 
-    def free_bytes(self) -> int | None:
-        """On the disk that images go to, where it can be known from here."""
-        if not self.facts.is_local:
-            return None
-        places = [self.facts.data_root]
-        if self.facts.store is Store.CONTAINERD and os.path.isdir(_CONTAINERD_DATA):  # noqa: PTH112 - as below
-            places.append(
-                _CONTAINERD_DATA
-            )  # the API does not tell which of the two: the roomier is never a false alarm
-        try:
-            disks = [os.statvfs(place) for place in places]
-        except OSError:
-            return None
-        return max(disk.f_bavail * disk.f_frsize for disk in disks)
+    def disk(self) -> Disk | None:
+        """The one that images go to, where it can be known from here."""
+        return fullest_disk(self.facts.image_roots) if self.facts.is_local else None
 
     def answers(self, *, timeout_s: float) -> bool:
         return self._client.answers(timeout_s=timeout_s)
@@ -199,16 +189,26 @@ def _facts(client: EngineClient) -> EngineFacts:
     version = cast("dict[str, Any]", client.json("version", doing="asking the engine's version"))
     status = cast("dict[str, Any]", client.json("info", doing="asking what the engine is"))
     data_root = Path(str(status.get("DockerRootDir") or "/var/lib/docker"))
+    store = _store(version, status)
     # Desktop programs put the engine into a machine of its own behind a socket of ours.
     same_machine = client.endpoint.socket_path is not None and status.get("Name") == socket.gethostname()
     return EngineFacts(
         version=str(version.get("Version")),
         api=str(version.get("ApiVersion")),
-        store=_store(version, status),
+        store=store,
         platform=Platform(str(version.get("Os")), str(version.get("Arch"))),
         data_root=data_root,
+        image_roots=_image_roots(store, data_root, status),
         is_local=same_machine and os.path.isdir(data_root),  # noqa: PTH112 - False where it is not for this user to see
     )
+
+
+def _image_roots(store: Store, data_root: Path, status: Mapping[str, Any]) -> ImageRoots:
+    if store is not Store.CONTAINERD:
+        return ImageRoots((data_root,), sure=True)
+    containerd = cast("dict[str, object]", status.get("Containerd") or {})
+    address = containerd.get("Address")
+    return containerd_roots(data_root, str(address) if address else None, read_configuration())
 
 
 def _store(version: Mapping[str, Any], status: Mapping[str, Any]) -> Store:

@@ -46,16 +46,23 @@ class EngineSink:
         self._load: EngineLoad | None = None
 
     def preflight(self, total_bytes: int) -> None:
-        free = self._engine.free_bytes()
+        disk = self._engine.disk()
         new = total_bytes - sum(self._sent_again.values())
         needed = new * _COPIES + max(self._sent_again.values(), default=0)
-        if free is not None and free < needed:
-            raise EngineError(
-                f"not enough disk for the Docker Engine in {self._engine.facts.data_root}: "
-                f"{render_size(needed)} needed, {render_size(free)} free",
-                hint="an engine needs the size of an image twice while it loads it: make room (`docker system df`), "
-                "or do without it: `--push`, or `--output oci-archive:FILE`",
-            )
+        if disk is None or disk.free_bytes >= needed:
+            return
+        sizes = f"{render_size(needed)} needed, {render_size(disk.free_bytes)} free"
+        hint = (
+            "an engine needs the size of an image twice while it loads it: make room (`docker system df`), "
+            "or do without it: `--push`, or `--output oci-archive:FILE`"
+        )
+        if self._engine.facts.store is Store.OTHER:
+            hint += "; Podman writes the whole tar to its TMPDIR, else /var/tmp, before that"
+        if disk.sure:
+            raise EngineError(f"not enough disk for the Docker Engine in {disk.place}: {sizes}", hint=hint)
+        self._reporter.warning(
+            f"not enough disk in {disk.place}, if the Docker Engine's images go there: {sizes}", hint=hint
+        )
 
     def finished(self, built: Built) -> str | None:
         image = self._mine(built)
@@ -169,7 +176,7 @@ class EngineSink:
         except EngineError as error:
             if _DISK_FULL in error.message.lower():
                 hint = (
-                    f"make room in {self._engine.facts.data_root} (`docker system df`): an engine needs the "
+                    f"make room in {self._engine.facts.image_roots} (`docker system df`): an engine needs the "
                     f"{render_size(self._sent_bytes)} of this image twice while it loads it"
                 )
             elif whole and len(self._entries) < len({layer.digest for layer in whole.manifest.layers}):
