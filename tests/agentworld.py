@@ -112,10 +112,11 @@ class World:
             self.tick()
         return self.mono_s - began_s
 
-    def restart_agent(self) -> None:
+    def restart_agent(self, *, wall_s: float | None = None) -> None:
         """kill -9 and start: only what the state file holds is left, and what hands had begun is never reported."""
-        now = Now(self.mono_s, self.wall_s)
-        self.host = parse(render(self.host, now), now)
+        text = render(self.host, Now(self.mono_s, self.wall_s))
+        self.wall_s = self.wall_s if wall_s is None else wall_s
+        self.host = parse(text, Now(self.mono_s, self.wall_s), self.config.healing)
         self.in_hand, self.told = [], []
         self.trusted_since_s = self.mono_s
 

@@ -13,6 +13,7 @@ from appliance_agent.xids import describe, reaction
 
 _SETTLED_S: Final = 10.0  # a GPU must look sound for so long before its slot is tried again
 _DAY_S: Final = 86400.0
+_DOUBLINGS: Final = 17  # of a second, which then is more than a day
 # A GPU in use cannot be reset, and the agent's own look at it is a use; the other slots go on serving meanwhile.
 _RESET: Final = (
     "`sudo systemctl stop ollama-agent && sudo nvidia-smi --gpu-reset -i {index}; sudo systemctl start ollama-agent`"
@@ -119,7 +120,7 @@ def with_failure(slot: Slot, because: str, config: HealingConfig, now_s: float) 
     slot = replace(slot, failures=failures, not_before_s=now_s + backoff_s(len(failures), config))
     if len(failures) < (config.budget if slot.quarantines == 0 else 1):
         return slot
-    wait_s = min(config.probation_s * 2.0**slot.quarantines, _DAY_S)
+    wait_s = _longest_s(Cause.BUDGET, slot.quarantines, config)
     again = f"failed again on probation: {because}"
     text = (
         again if slot.quarantines else f"failed {len(failures)} times in {span(now_s - failures[0])}, lastly: {because}"
@@ -133,6 +134,30 @@ def backoff_s(failures: int, config: HealingConfig) -> float:
     if failures <= 1:
         return 0.0
     return min(config.backoff_s * 2.0 ** (failures - 2), config.backoff_max_s)
+
+
+def _longest_s(cause: Cause, level: int, config: HealingConfig) -> float:
+    """How long a quarantine may last from now on."""
+    if cause is Cause.BUDGET:
+        return min(config.probation_s * 2.0 ** min(level, _DOUBLINGS), _DAY_S)
+    return max(_SETTLED_S, config.probation_s)
+
+
+def as_remembered(slot: Slot, config: HealingConfig, now_s: float) -> Slot:
+    """Of the file, whose times are right only if the clock was at both moments: a dead battery or a BIOS in local time
+    must not make a pause of minutes one of hours or years."""
+    quarantine = slot.quarantine
+    if quarantine is not None:
+        until_s = min(quarantine.until_s, now_s + _longest_s(quarantine.cause, quarantine.level, config))
+        quarantine = replace(quarantine, since_s=min(quarantine.since_s, now_s), until_s=until_s)
+    return replace(
+        slot,
+        since_s=min(slot.since_s, now_s),
+        failures=tuple(min(at_s, now_s) for at_s in slot.failures),
+        not_before_s=min(slot.not_before_s, now_s + config.backoff_max_s),
+        ready_since_s=None if slot.ready_since_s is None else min(slot.ready_since_s, now_s),
+        quarantine=quarantine,
+    )
 
 
 def on_probation(slot: Slot, now_s: float) -> Slot:

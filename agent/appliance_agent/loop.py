@@ -125,7 +125,7 @@ class Loop:
 
     def _remember(self) -> None:
         moment = self._clock()
-        host, problem = self._store.load(moment)
+        host, problem = self._store.load(moment, self._config.healing)
         if problem:
             self._journal.warning(problem)
         self._host = replace(host, down=self._host.down, pull_due=self._config.pull == "always")

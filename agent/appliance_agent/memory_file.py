@@ -11,6 +11,8 @@ from dataclasses import fields
 from operator import attrgetter
 from typing import Any, Final, cast
 
+from appliance_agent.config import HealingConfig
+from appliance_agent.healing import as_remembered
 from appliance_agent.slots import Cause, Entry, Host, Now, Pace, Quarantine, Refused, Slot
 from appliance_agent.spec import Release, SlotPlan
 from appliance_agent.states import Reason, State
@@ -43,7 +45,7 @@ def render(host: Host, now: Now) -> str:
     return json.dumps(node, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
-def parse(text: str, now: Now) -> Host:
+def parse(text: str, now: Now, healing: HealingConfig) -> Host:
     """Raises MemoryError_; a file of a newer version is not understood either."""
     try:
         node = cast("dict[str, Any]", json.loads(text))
@@ -51,7 +53,7 @@ def parse(text: str, now: Now) -> Host:
             raise MemoryError_(f"version {node['version']}, this program knows {VERSION}")
         refused = node["refused"]
         return Host(
-            slots=tuple(_slot(entry, now) for entry in node["slots"]),
+            slots=tuple(as_remembered(_slot(entry, now), healing, now.mono_s) for entry in node["slots"]),
             good=None if node["good"] is None else Release.parse(node["good"]),
             refused=None if refused is None else Refused(str(refused[0]), str(refused[1]), float(refused[2])),
             trial=node["trial"],

@@ -6,6 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from appliance_agent.config import HealingConfig
 from appliance_agent.memory_file import MemoryError_, lasting, parse, render
 from appliance_agent.slots import Host, Now
 from appliance_image.errors import ApplianceError
@@ -50,11 +51,11 @@ class StateStore:
             os.close(self._handle)
             self._handle = None
 
-    def load(self, now: Now) -> tuple[Host, str]:
+    def load(self, now: Now, healing: HealingConfig) -> tuple[Host, str]:
         """The memory, and what was wrong with it: a file that cannot be read is kept aside, and all begins anew."""
         try:
             text = self._file.read_text("utf-8")
-            host = parse(text, now)
+            host = parse(text, now, healing)
         except FileNotFoundError:
             return Host(), ""
         except (OSError, UnicodeDecodeError, MemoryError_) as error:
