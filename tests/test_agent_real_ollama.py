@@ -16,10 +16,12 @@ import pytest
 from engines import wait_until
 from scriptedstore import lay_scripted_models
 from standinserver import OllamaServer, chat, lines_with
-from watching import QUICK, Scene
+from watching import MODEL, QUICK, Scene
 
 from appliance_agent.access_log import Access, Timing
 from appliance_agent.evidence import Evidence, Outcome
+from appliance_agent.states import Health
+from appliance_agent.verdict import Case, judge
 
 pytestmark = pytest.mark.ollama
 
@@ -67,13 +69,21 @@ def canaries(scene: Scene, number: int) -> Evidence:
     return scene.evidence()
 
 
-def runner_of(server: OllamaServer) -> int:
-    """The process that computes."""
+def runners_of(server: OllamaServer) -> list[int]:
+    """The processes that compute, and that load."""
     tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
     children = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-    running = [pid for pid in children if b"--model" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in children if b"--model" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def runner_of(server: OllamaServer) -> int:
+    running = runners_of(server)
     assert len(running) == 1
     return running[0]
+
+
+def health(evidence: Evidence) -> Health:
+    return judge(Case(evidence, CONFIG, time.monotonic())).health
 
 
 def loads(server: OllamaServer) -> int:
@@ -105,6 +115,25 @@ def test_our_own_lines_are_told_from_users(server: OllamaServer, scene: Scene) -
 
     assert (own, before) == ([], None)
     assert [(line.status, line.path, line.query) for line in scene.inference_lines()] == [(200, "/api/chat", "")]
+
+
+def test_a_client_s_context_is_kept_and_its_load_is_not_repeated(server: OllamaServer, scene: Scene) -> None:
+    canaries(scene, 1)
+    before = runner_of(server)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "options": {"num_ctx": 1024}}
+    with server.connection("POST", "/api/chat", body):
+        wait_until(lambda: runners_of(server) not in ([], [before]), timeout_s=20, what="the new runner")
+        runner = runner_of(server)
+        os.kill(runner, signal.SIGSTOP)
+        try:
+            wait_until(scene.sees(lambda evidence: evidence.loaded is False), timeout_s=20, what="it not to be listed")
+            wait_until(scene.sees(lambda evidence: health(evidence) is Health.LOADING), timeout_s=20, what="the load")
+        finally:
+            os.kill(runner, signal.SIGCONT)
+        evidence = canaries(scene, 3)
+
+    assert evidence.context_tokens == 1024
+    assert loads(server) == 2
 
 
 def test_a_frozen_runner_shows_in_a_canary_that_waits(server: OllamaServer, scene: Scene) -> None:

@@ -23,6 +23,8 @@ from watching import ENVIRONMENT, MODEL, QUICK, Scene
 from appliance_agent.access_log import Access, Timing
 from appliance_agent.evidence import Evidence, Outcome
 from appliance_agent.gpus import GpuProcess, GpuReading, GpuSnapshot
+from appliance_agent.states import Health
+from appliance_agent.verdict import Case, Verdict, judge
 
 Start = Callable[..., OllamaServer]
 Seen = Callable[[Evidence], object]
@@ -155,6 +157,48 @@ def test_a_model_that_was_driven_out_is_loaded_before_it_is_asked(start: Start, 
 
     assert all(canary.load_s < 1 for canary in evidence.canaries)
     assert server.counts()["loads"] == 3
+
+
+@pytest.mark.parametrize("version", ["0.13.5", "0.33.0-rc2"])
+def test_a_client_s_context_is_kept_by_the_canaries(start: Start, scene: Scene, version: str) -> None:
+    server = start(STANDIN_VERSION=version)
+    scene.put(0, server)
+    proved(scene)
+    chat(server, options={"num_ctx": 1024, "num_predict": 2})
+    count = len(scene.evidence().canaries)
+    evidence = see(scene, has_canaries(count + 3), "canaries after it")
+
+    assert evidence.context_tokens == 1024
+    assert server.counts()["loads"] == 2
+    assert all(canary.load_s < 1 for canary in evidence.canaries)
+
+
+def test_a_server_that_does_not_tell_its_context_is_asked_for_none(start: Start, scene: Scene) -> None:
+    server = start(STANDIN_VERSION="0.5.11")
+    scene.put(0, server)
+    evidence = see(scene, has_canaries(3), "three canaries")
+
+    assert evidence.context_tokens == 0
+    assert server.counts()["loads"] == 1
+
+
+def test_a_canary_that_meets_the_load_of_a_client_s_options_waits_for_it(start: Start, scene: Scene) -> None:
+    server = start(STANDIN_LOAD_S="3")
+    scene.put(0, server)
+    proved(scene)
+    seen: list[Verdict] = []
+
+    def judged(evidence: Evidence) -> Verdict:
+        seen.append(judge(Case(evidence, QUICK, time.monotonic())))
+        return seen[-1]
+
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "options": {"num_ctx": 1024}}
+    with server.connection("POST", "/api/chat", body):
+        see(scene, lambda evidence: judged(evidence).health is Health.LOADING, "the load to be told")
+        see(scene, lambda evidence: judged(evidence).health is Health.READY, "the end of it")
+
+    assert {verdict.health for verdict in seen} <= {Health.READY, Health.LOADING, Health.BUSY}
+    assert server.counts()["loads"] == 2
 
 
 def test_a_model_that_is_listed_under_another_name_is_asked_all_the_same(start: Start, scene: Scene) -> None:

@@ -32,6 +32,7 @@ _OUTCOMES: Final = {
 class Question:
     prompt: str
     tokens: int
+    context_tokens: int | None = None  # None: whatever the server gives
 
 
 def ask(link: Link, question: Question, *, progress: Progress) -> Canary:
@@ -39,7 +40,7 @@ def ask(link: Link, question: Question, *, progress: Progress) -> Canary:
     body = {
         "model": link.server.model,
         "messages": [{"role": "user", "content": question.prompt}],
-        "options": {"num_predict": question.tokens},
+        "options": _options(question),
         "stream": True,
     }
     try:
@@ -53,6 +54,11 @@ def ask(link: Link, question: Question, *, progress: Progress) -> Canary:
         return talk.ended(Outcome.STREAM_ERROR, error.message)
     except RecursionError:
         return talk.ended(Outcome.STREAM_ERROR, "not a line of a chat stream: it is nested without end")
+
+
+def _options(question: Question) -> dict[str, int]:
+    context = {"num_ctx": question.context_tokens} if question.context_tokens else {}
+    return {"num_predict": question.tokens, **context}
 
 
 def outcome_of(error: ExchangeError) -> Outcome:

@@ -69,11 +69,13 @@ class Evidence:
     loaded: bool | None = None  # /api/ps lists the model; None: not asked yet
     model_bytes: int = 0  # `size` of /api/ps
     vram_bytes: int = 0  # `size_vram`, an estimate before Ollama 0.30
-    context_tokens: int = 0  # `context_length`, not told before Ollama 0.6
+    context_tokens: int = 0  # `context_length`, not told before Ollama 0.10
     expires_wall_s: float | None = None  # None: the model stays
     others_bytes: int | None = None  # `size` of all other models that are listed; None: there are none
     others_vram_bytes: int = 0
     load: Load | None = None  # the preload that runs or was last
+    loading_since_s: float | None = None  # the log says that a model is being loaded, for whomever
+    loading_ended_s: float | None = None  # when it last said so until
     # our own requests
     canary: Running | None = None
     canaries: tuple[Canary, ...] = ()  # oldest first, at most the last 20

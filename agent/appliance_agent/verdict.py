@@ -50,7 +50,7 @@ class Case:
 
 def judge(case: Case) -> Verdict:
     """The first rule that applies, from the plainest fact to the finest."""
-    rules = (_not_listening, _loading, _on_cpu, _waiting, _rejected, _failing, _slow)
+    rules = (_not_listening, _loading, _loading_anew, _on_cpu, _waiting, _rejected, _failing, _slow)
     for rule in rules:
         if verdict := rule(case):
             return verdict
@@ -93,11 +93,25 @@ def _loading(case: Case) -> Verdict | None:
     return None
 
 
+def _loading_anew(case: Case) -> Verdict | None:
+    """A client's options made it so, or the runner had died. The canary waits for it like everybody, or is not sent."""
+    evidence = case.evidence
+    running, since_s = evidence.canary, evidence.loading_since_s
+    waits = evidence.loaded is False if running is None else running.last_token_s is None
+    if since_s is None or not waits:
+        return None
+    still_s = case.ago(since_s, evidence.progress_s)
+    if still_s >= case.config.load_s:
+        return Verdict(Health.WEDGED, f"the model has been loading anew without any progress for {still_s:.0f} s")
+    return Verdict(Health.LOADING, f"the model has been loading anew for {case.now_s - since_s:.0f} s")
+
+
 def _on_cpu(case: Case) -> Verdict | None:
     evidence = case.evidence
-    if evidence.on_gpu is not False or evidence.loaded is not True:
+    if evidence.on_gpu is not False or evidence.loaded is not True or evidence.loading_since_s is not None:
         return None
-    since_s = case.ago(evidence.on_gpu_since_s, _latest(evidence.load.ended_s if evidence.load else None))
+    ended_s = evidence.load.ended_s if evidence.load else None
+    since_s = case.ago(evidence.on_gpu_since_s, _latest(ended_s, evidence.loading_ended_s))
     if since_s < case.config.on_cpu_s:
         return None
     return Verdict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Final, Protocol
 from appliance_agent import canary, preload
 from appliance_agent.access_log import Access, Event, Parser, Result, Source, Timing
 from appliance_agent.canary import Question
+from appliance_agent.client_options import ClientOptions
 from appliance_agent.config import HealthConfig
 from appliance_agent.due import (
     AT_ONCE,
@@ -29,6 +31,7 @@ from appliance_agent.due import (
 from appliance_agent.evidence import Canary, Evidence, Load, Outcome, Running
 from appliance_agent.gpus import GpuSnapshot
 from appliance_agent.http import Broken, ExchangeError, Link, Meter, Server
+from appliance_agent.loading import after_canary, after_line
 from appliance_agent.log_tail import Sink
 from appliance_agent.own_lines import OwnLines, Told
 from appliance_agent.ports import Target, Wake
@@ -82,6 +85,7 @@ class Watched:
         self._evidence = Evidence(target.container_id, watched_since_s=time.monotonic())
         self._parser = Parser()
         self._own = OwnLines()
+        self._options = ClientOptions()
         self._tail: Closeable | None = None
         self._asking: Future[None] | None = None
         self._asking_since_s: float | None = None
@@ -174,9 +178,11 @@ class Watched:
             if self._closed:  # in between
                 link.cancel()
             listed = self._is_loaded(link)
+            there = listed is not False
+            for_others = self._options.are_loading(self._evidence, self.config, time.monotonic(), listed=there)
             if listed or (listed is False and self._was_just_loaded()):
                 self._canary(link)
-            elif listed is False:
+            elif listed is False and not for_others:
                 self._preload(link)
 
     def _was_just_loaded(self) -> bool:
@@ -223,19 +229,29 @@ class Watched:
         self._around.wake()
         load = preload.preload(link, started_s=load.started_s)
         good = load.outcome is Outcome.OK
+        if good:
+            self._learn_default(link)
         self._update(lambda before: replace(before, load=load, loaded=good or before.loaded))
         self._around.wake()
+
+    def _learn_default(self, link: Link) -> None:
+        if not self._options.is_default_known:
+            with contextlib.suppress(ExchangeError, preload.NoAnswerError):  # the next time, then
+                self._options.learn_default(preload.loaded(link, silence_s=ANSWER_S).context_tokens)
 
     def _canary(self, link: Link) -> None:
         config = self.config
         with self._lock:
             self._own.began(time.monotonic(), config.canary_tokens)
-        question = Question(config.canary_prompt, config.canary_tokens)
+        context_tokens = self._options.context_tokens(self._evidence.context_tokens)
+        question = Question(config.canary_prompt, config.canary_tokens, context_tokens)
         ended = canary.ask(link, question, progress=self._heard)
         with self._lock:
             users = self._own.ended(ended)
         self._count(users)
         self._update(lambda before: _with(before, replace(ended, alone=was_alone(before, ended))))
+        if ended.outcome is Outcome.OK and context_tokens is None:
+            self._learn_default(link)
         if not self._closed:
             self._around.on_canary(self.target.slot, ended)
         if ended.outcome is not Outcome.OK or len(self._evidence.canaries) <= _NEWS:
@@ -281,6 +297,8 @@ class Watched:
         if running != before.running or (moved_s or 0.0) - (before.progress_s or 0.0) > _MOVES_S:
             self._update(lambda evidence: replace(evidence, progress_s=moved_s, running=running))
         if line.event is not None:
+            event = line.event
+            self._update(lambda before: after_line(before, event, now_s))
             with self._lock:
                 is_users = self._own.is_users(line.event, now_s)
             self._count([(now_s, line.event)] if is_users else [])
@@ -316,7 +334,7 @@ def _with(before: Evidence, ended: Canary) -> Evidence:
     good = ended.outcome is Outcome.OK
     refused_s = ended.ended_s if before.refused_since_s is None else before.refused_since_s
     return replace(
-        before,
+        after_canary(before, ended),
         canary=None,
         canaries=(*before.canaries, ended)[-_CANARIES_MAX:],
         loaded=good or before.loaded,
