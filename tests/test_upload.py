@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import MakeRegistry
+from engines import wait_until
 from faults import Answer, Corrupt, Cut, DropResponse, Fault, Headers, Stall, session_lost
 from registries import Options, Registry
 from registry_client import BODY, MIB, Bar, Bytes, Time, builder, close_connections, open_repository, pattern
@@ -158,6 +159,35 @@ def test_chunks_are_as_large_as_the_user_says(registry: Registry) -> None:
     assert [each.request_bytes for each in patches] == [2 * MIB, 2 * MIB, MIB + 4321]
     assert patches[1].headers["content-range"] == f"{2 * MIB}-{4 * MIB - 1}"
     assert registry.has_blob(str(Digest.of(BODY)))
+
+
+@pytest.mark.parametrize(("cuts", "sizes"), [(1, [66, 66]), (2, [66, 66, 64, 2])])
+def test_long_requests_that_are_cut_twice_give_way_to_shorter_ones(
+    registry: Registry, cuts: int, sizes: list[int]
+) -> None:
+    """Distribution 2.8 loses the session with the first byte of a request that it does not get to the end."""
+    body, bar = pattern(66 * MIB), Bar()
+    uploads = registry.files / "docker/registry/v2/repositories/ai/model/_uploads"
+    registry.proxy.add(Cut(3 * MIB, of="request"), method="PATCH", times=cuts)
+
+    looked_at = 0
+
+    def registry_has_some() -> None:
+        """Of each request that was cut, once: asked before, it would still know the session."""
+        nonlocal looked_at
+        if looked_at < len(registry.requests("PATCH")):
+            looked_at += 1
+            wait_until(
+                lambda: any(each.stat().st_size for each in uploads.glob("*/data")), timeout_s=60, what="a byte of it"
+            )
+
+    digest = upload(open_repository(registry.host, time=Time(registry_has_some)), Bytes(body), bar, quirks=PLAIN)
+
+    patches = registry.requests("PATCH")
+    assert [int(each.headers["content-length"]) // MIB for each in patches] == sizes
+    assert len(registry.requests("POST")) == cuts + 1
+    assert registry.has_blob(str(digest))
+    assert any(note.startswith("this registry keeps nothing of a broken upload") for note in bar.notes)
 
 
 def test_a_registry_that_moves_to_another_location_is_followed(registry: Registry) -> None:

@@ -29,6 +29,7 @@ _ACCEPTED: Final = (200, 201, 202, 204)
 _LOST_SESSIONS: Final = 6  # with bytes in them; a registry that loses more will lose the next one too
 _LOOKS: Final = 4  # for a blob whose commit had no clear answer
 _SMALLER_REQUESTS: Final = 64 * 1024 * 1024
+_CUTS: Final = 2  # of whole requests, that cost a session each, before smaller ones are tried
 _DEFAULT_CHUNK: Final = 256 * 1024 * 1024
 _GONE: Final = (400, 404, 410)  # BLOB_UPLOAD_INVALID and BLOB_UPLOAD_UNKNOWN; codes are not always given
 # Statuses that refuse the way of sending, not the sender.
@@ -38,11 +39,13 @@ Failure = NetworkError | RegistryError
 
 
 class _SessionLostError(Exception):
-    """Begin anew; `cause` is what to tell the user if that has been done often enough."""
+    """Begin anew; `cause` is what to tell the user if that has been done often enough, `cut` whether it was a broken
+    connection that the session did not survive."""
 
-    def __init__(self, cause: Failure) -> None:
+    def __init__(self, cause: Failure, *, cut: bool = False) -> None:
         super().__init__(cause.message)
         self.cause = cause
+        self.cut = cut
 
 
 def upload(
@@ -75,13 +78,15 @@ class _Upload:
         self._mode = quirks.mode_for(digest_known=payload.known_digest is not None)
         self._tried = {self._mode}
         self._chunk_bytes = quirks.chunk_bytes or _DEFAULT_CHUNK
-        self._patience = repository.transport.patience(transfer.note)
+        self._patience = repository.transport.patience(self._note)
         self._transfer = transfer
         self._session: Session | None = None
         self._furthest = 0  # sent in this session
         self._confirmed = 0  # by the registry, after a part that did not go through
         self._broken = False  # this session has seen a connection end: bytes of it may still be arriving
         self._lost = 0
+        self._cuts = 0
+        self._remark = ""  # beside the bar while there is nothing to wait for
         self._refused = 0
         self._look_first = False
         self._doing = (
@@ -95,6 +100,8 @@ class _Upload:
                     digest = self._attempt()
                 except _SessionLostError as lost:
                     self._begin_anew(lost.cause)
+                    if lost.cut:
+                        self._learn_from_cut()
                 else:
                     self._forget()
                     return digest
@@ -176,9 +183,9 @@ class _Upload:
         status = error.status if isinstance(error, RegistryError) else None
         if status in _WRONG_WAY and not (status == 416 and (offset or self._broken)):
             raise self._another_way(error)
-        self._broken = True
         if status in _GONE:
-            raise _SessionLostError(error)
+            raise _SessionLostError(error, cut=self._broken)
+        self._broken = True
         if status not in (401, 416) and not self._repository.transport.retry(error, self._patience):
             raise error
         if status in (401, 416) and not self._patience.wait(error):
@@ -186,7 +193,7 @@ class _Upload:
         resumable = self._quirks.resumable and self._mode is not Mode.UNSIZED  # which cannot say where it goes on
         found = self._requests.status(self._current(), self._patience) if resumable else None
         if found is None or found[1] > self._source.size or (status == 416 and found[1] == offset):
-            raise _SessionLostError(error)
+            raise _SessionLostError(error, cut=True)
         self._keep(found[0])
         if found[1] > max(offset, self._confirmed):  # a proxy that takes everything at once hands it on for long
             self._confirmed = found[1]
@@ -210,6 +217,17 @@ class _Upload:
         self._tried.add(way)
         self._furthest = 0  # a refusal of the way loses nothing that counts
         return _SessionLostError(error)
+
+    def _learn_from_cut(self) -> None:
+        """Distribution 2.8 loses the session of a request that was cut, however many went well before. What ends every
+        long request, as proxies do, is met by shorter ones."""
+        self._cuts += 1
+        self._remark = "this registry keeps nothing of a broken upload"
+        small = self._source.size <= _SMALLER_REQUESTS
+        if self._mode is Mode.STREAM and self._cuts >= _CUTS and Mode.CHUNKED not in self._tried and not small:
+            self._mode, self._chunk_bytes = Mode.CHUNKED, _SMALLER_REQUESTS
+            self._tried.add(self._mode)
+            self._remark += ": now in smaller requests"
 
     # --- ending
 
@@ -265,9 +283,7 @@ class _Upload:
 
     def _commit_patience(self) -> Patience:
         """A registry may have to move the bytes to their place, which takes the longer the more there are."""
-        return self._repository.transport.patience(
-            self._transfer.note, at_least_s=self._source.size / COMMIT_BYTES_PER_S
-        )
+        return self._repository.transport.patience(self._note, at_least_s=self._source.size / COMMIT_BYTES_PER_S)
 
     # --- the session's life
 
@@ -297,6 +313,9 @@ class _Upload:
         if sent > self._furthest:
             self._furthest = sent
             self._patience.progressed()
+
+    def _note(self, text: str) -> None:
+        self._transfer.note(text or self._remark)
 
     def _current(self) -> Session:
         if self._session is None:
