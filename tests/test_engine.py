@@ -226,6 +226,35 @@ def test_a_containerd_store_is_sent_everything(containerd_engine: AnyEngine, nam
         assert relay.sent_bytes - before > 3_000_000
 
 
+def test_a_containerd_store_with_room_is_not_asked_what_it_has(
+    containerd_engine: AnyEngine, name: ImageReference
+) -> None:
+    """With many large images that takes it minutes."""
+    layers = fresh()
+    with counted(containerd_engine) as relay, connected(relay) as ours:
+        sink = sink_for(ours, name)
+        before = relay.sent_bytes
+        missing = [sink.has(outline(layers, layer)) for layer in layers]
+        sink.preflight(len(layers[0].body))
+
+        assert relay.sent_bytes == before
+        assert not any(missing)
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_of_an_image_that_the_engine_cannot_tell_of_nothing_is_taken(status: int) -> None:
+    sound, broken, layers = "1" * 64, "2" * 64, [f"sha256:{'3' * 64}", f"sha256:{'4' * 64}"]
+    answers: dict[str, tuple[int, object]] = {
+        f"/images/sha256%3A{sound}/": (200, {"Id": f"sha256:{sound}", "RootFS": {"Layers": layers}}),
+        f"/images/sha256%3A{broken}/": (status, {"message": "layer does not exist"}),
+        "/images/json": (200, [{"Id": f"sha256:{broken}"}, {"Id": f"sha256:{sound}"}]),
+    }
+    with fake_engine(version_answer("1.41") | answers) as host, Engine.connect({"DOCKER_HOST": host}) as engine:
+        found = engine.chains()
+
+    assert found == {layer_chain([Digest("3" * 64)]), layer_chain([Digest("3" * 64), Digest("4" * 64)])}
+
+
 def test_a_second_load_leaves_nothing_beside_the_image(engine: AnyEngine, ours: Engine, name: ImageReference) -> None:
     layers = fresh()
     load(ours, name, layers)

@@ -41,15 +41,17 @@ class EngineSink:
         self._silence = silence or Silence()
         self._chains: frozenset[Digest] | None = None
         self._entries: dict[Digest, str] = {}
-        self._sent_again: dict[Digest, int] = {}  # most likely there, so that they take no room in the end
+        self._not_asked_for: dict[Digest, LayerOutline] = {}  # outside a classic engine
         self._sent_bytes = 0
         self._load: EngineLoad | None = None
 
     def preflight(self, total_bytes: int) -> None:
         disk = self._engine.disk()
-        new = total_bytes - sum(self._sent_again.values())
-        needed = new * _COPIES + max(self._sent_again.values(), default=0)
-        if disk is None or disk.free_bytes >= needed:
+        if disk is None or disk.free_bytes >= total_bytes * _COPIES:
+            return
+        again = self._sent_again()
+        needed = (total_bytes - sum(again)) * _COPIES + max(again, default=0)
+        if disk.free_bytes >= needed:
             return
         sizes = f"{render_size(needed)} needed, {render_size(disk.free_bytes)} free"
         hint = (
@@ -76,18 +78,19 @@ class EngineSink:
         return self._line(present, image)
 
     def has(self, layer: LayerOutline) -> bool:
-        """A containerd store may have unpacked a layer and not have its blob, and does not tell: there, all is sent."""
+        """A containerd store may have unpacked a layer and not have its blob, and does not tell: there, all is sent.
+
+        So nobody asks it what it has, which may take minutes, unless its disk looks too small.
+        """
         blob = layer.descriptor
         if self.platform not in layer.platforms or blob.digest in self._entries:
             return True
+        if self._engine.facts.store is not Store.CLASSIC:
+            self._not_asked_for[blob.digest] = layer
+            return False
         if self._chains is None:
             self._chains = self._engine.chains()
-        if not layer.diff_ids or layer_chain(layer.diff_ids) not in self._chains:
-            return False
-        if self._engine.facts.store is not Store.CLASSIC:
-            self._sent_again[blob.digest] = blob.size
-            return False
-        return True
+        return bool(layer.diff_ids) and layer_chain(layer.diff_ids) in self._chains
 
     def adopt(self, layer: LayerOutline) -> bool:
         return self.has(layer)
@@ -122,6 +125,15 @@ class EngineSink:
         """The stream breaks off; an engine that has all of it already may keep an image without a name."""
         if self._load:
             self._load.abort()
+
+    def _sent_again(self) -> list[int]:
+        """Sizes of layers that are most likely there, so that they take no room in the end."""
+        layers = [layer for layer in self._not_asked_for.values() if layer.diff_ids]
+        try:
+            there = self._engine.chains() if layers else frozenset[Digest]()
+        except EngineError:
+            return []
+        return [layer.descriptor.size for layer in layers if layer_chain(layer.diff_ids) in there]
 
     def _opened(self, note: Callable[[str], None]) -> EngineLoad:
         if self._load is None:
