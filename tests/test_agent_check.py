@@ -41,7 +41,7 @@ from appliance_agent.check_facts import (
     Toolkit,
 )
 from appliance_agent.check_render import render_findings, render_json
-from appliance_agent.config import Config, Container
+from appliance_agent.config import Config, Container, Engine
 from appliance_agent.finding import Finding, Severity
 from appliance_agent.findings import failed, findings
 from appliance_agent.gpus import Gpu, GpuSnapshot, RecoveryAction
@@ -328,11 +328,24 @@ CASES: dict[str, tuple[CheckFacts, Severity, str, str, str]] = {
     ),
     "no credentials": (
         images(seen=ABSENT, answer=Answer.DENIED),
-        *(ERROR, "registry-denied", "no credentials are stored", "sudo docker login registry.lan"),
+        *(ERROR, "registry-denied", "no credentials are stored", "docker login registry.lan"),
+    ),
+    "no credentials of the service": (
+        replace(
+            images(seen=ABSENT, answer=Answer.DENIED), host=replace(HEALTHY.host, service_home="/var/lib/ollama-agent")
+        ),
+        *(ERROR, "registry-denied", "no credentials", "sudo -H -u ollama-agent -g docker docker login registry.lan"),
+    ),
+    "no credentials in a directory of their own": (
+        replace(
+            images(seen=ABSENT, answer=Answer.DENIED),
+            config=replace(HEALTHY.config, engine=Engine(docker_config="/etc/logins")),
+        ),
+        *(ERROR, "registry-denied", "no credentials", "sudo docker --config /etc/logins login registry.lan"),
     ),
     "bad credentials": (
         images(seen=ABSENT, answer=Answer.DENIED, credentials=True),
-        *(ERROR, "registry-denied", "are not good enough", "sudo docker login registry.lan"),
+        *(ERROR, "registry-denied", "are not good enough", "docker login registry.lan"),
     ),
     "registry down": (
         images(seen=ABSENT, answer=Answer.UNREACHABLE, detail="no route to host"),

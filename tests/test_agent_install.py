@@ -69,6 +69,22 @@ def test_a_first_installation_says_what_is_to_be_filled_in_and_a_second_changes_
     assert files(host) == before
 
 
+def test_the_user_can_log_in_to_a_registry_before_the_first_start_and_check_looks_there(host: SystemdHost) -> None:
+    write = 'umask 077 && mkdir -p "$HOME/.docker" && echo {} > "$HOME/.docker/config.json"'
+    as_user = ("setpriv", "--reuid=ollama-agent", "--regid=ollama-agent", "--clear-groups", "--reset-env")
+    look = (
+        "from appliance_agent import check_image, config; print(check_image.login_directory(config.Config(image='x')))"
+    )
+
+    host.must(*as_user, "sh", "-c", write)
+    python = host.must("readlink", "-f", "/opt/ollama-appliance/bin").strip() + "/python"
+    told = host.run(python, "-c", look, environment={"DOCKER_CONFIG": "/root/.docker"})
+
+    assert told.stdout == "/var/lib/ollama-agent/.docker\n", told.stderr
+    assert host.must("stat", "--format=%a %U", "/var/lib/ollama-agent") == "755 ollama-agent\n"
+    assert host.must("cat", "/var/lib/ollama-agent/.docker/config.json") == "{}\n"
+
+
 def test_an_upgrade_keeps_the_configuration_and_replaces_program_and_unit(host: SystemdHost) -> None:
     host.write(CONFIGURATION, 'image = "registry.lan/ai/r1:32b"\n')
     host.must("sh", "-c", f"echo '# an older one' >> {UNIT}")

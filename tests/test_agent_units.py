@@ -83,7 +83,7 @@ def test_an_example_says_from_which_version_on_it_is_known(example: Path) -> Non
     assert f"systemd {version} and newer" in example.read_text()
 
 
-def test_the_system_user_and_the_directory_are_as_the_unit_expects(tmp_path: Path) -> None:
+def test_the_system_user_and_the_directories_are_as_the_unit_expects(tmp_path: Path) -> None:
     if shutil.which("systemd-sysusers") is None:
         pytest.skip("install systemd")
     told = settings(UNIT.read_text())
@@ -100,3 +100,6 @@ def test_the_system_user_and_the_directory_are_as_the_unit_expects(tmp_path: Pat
     assert home == f"/var/lib/{told['StateDirectory']}"
     assert shell.endswith("nologin")
     assert (tmp_path / "etc/ollama-appliance").stat().st_mode & 0o7777 == 0o755
+    state = (tmp_path / home.removeprefix("/")).stat()
+    assert (state.st_uid, state.st_gid, state.st_mode & 0o7777) == (int(user), int(group), 0o755)
+    assert told.get("StateDirectoryMode", "0755") == "0755"

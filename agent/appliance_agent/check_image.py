@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from appliance_agent import engine_json
+from appliance_agent import check_host, engine_json
 from appliance_agent.check_engine import EngineDoor, EngineUnseenError, Reply, image_path
 from appliance_agent.check_facts import Answer, ImageState, Reach
 from appliance_agent.check_registry import Asking, Login, Said, ask
@@ -46,7 +46,7 @@ def _absent(config: Config, deadline_s: float) -> ImageState:
         return ImageState(seen, detail=error.message)
     if config.pull == "never":
         return ImageState(seen)
-    login = stored_login(config.engine.docker_config, reference.host)
+    login = stored_login(login_directory(config), reference.host)
     reply = _by_engine(config, _authority(login, reference.host), deadline_s)
     machine = os.uname().machine
     asking = Asking(
@@ -98,12 +98,20 @@ def _answer(status: int | None) -> Answer:
             return Answer.UNKNOWN
 
 
+def login_directory(config: Config) -> str:
+    """The service's, where root asks and there is one."""
+    if config.engine.docker_config:
+        return config.engine.docker_config
+    if os.geteuid() == 0 and (home := check_host.service_home()):
+        return f"{home}/.docker"
+    return os.environ.get("DOCKER_CONFIG") or str(Path("~/.docker").expanduser())
+
+
 def stored_login(directory: str, host: str) -> Login | None:
     """What `docker login` wrote into config.json; a credential helper is the agent's own to ask, not ours."""
-    place = directory or os.environ.get("DOCKER_CONFIG") or str(Path("~/.docker").expanduser())
     key = _HUB_KEY if host == DOCKER_HUB else host
     try:
-        whole: Json = json.loads(Path(place, "config.json").read_bytes())
+        whole: Json = json.loads(Path(directory, "config.json").read_bytes())
         entries: Json = whole.get("auths") or {}
         entry: Json = entries.get(key) or entries.get(f"https://{key}") or {}
         username, _, password = base64.b64decode(str(entry.get("auth", ""))).decode().partition(":")

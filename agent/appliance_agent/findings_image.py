@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from difflib import get_close_matches
 
-from appliance_agent.check_facts import Answer, CheckFacts, ImageState, StoreState
+from appliance_agent.check_facts import SERVICE_USER, Answer, CheckFacts, ImageState, StoreState
 from appliance_agent.containers import ImageSeen
 from appliance_agent.finding import Finding, error, fine, size, warning
 from appliance_image.contract import OLLAMA_MINIMUM_FOR_THINK
@@ -39,13 +39,14 @@ def _absent(facts: CheckFacts, image: ImageState) -> Finding:
     if there and facts.config.pull != "never":
         return fine(_TOPIC, "image-to-pull", f"{reference} is not on this host yet; {host} has it, the agent pulls it")
     if image.answer in (Answer.NO_SUCH_IMAGE, Answer.DENIED, Answer.UNREACHABLE):
-        return _refused(reference, host, image)
+        return _refused(facts, host, image)
     never = ", and `pull` is `never`" if facts.config.pull == "never" else ""
     says = f", and {host} says: {image.detail}" if image.detail else ""
     return error(_TOPIC, "image-absent", f"{reference} is not on this host{never or says}", f"docker pull {reference}")
 
 
-def _refused(reference: str, host: str, image: ImageState) -> Finding:
+def _refused(facts: CheckFacts, host: str, image: ImageState) -> Finding:
+    reference = facts.config.image
     if image.answer is Answer.NO_SUCH_IMAGE:
         return error(
             _TOPIC,
@@ -60,7 +61,7 @@ def _refused(reference: str, host: str, image: ImageState) -> Finding:
             _TOPIC,
             "registry-denied",
             f"{reference} is not on this host, and {host} refuses to give it: {known}",
-            f"sudo docker login {host}",
+            _log_in(facts, host),
             see="`docker_config` in [engine] names the directory of config.json",
         )
     return error(
@@ -71,6 +72,16 @@ def _refused(reference: str, host: str, image: ImageState) -> Finding:
         f"docker load -i IMAGE.tar   # written by `docker save -o IMAGE.tar {reference}` on a host that has it",
         see=_LOAD,
     )
+
+
+def _log_in(facts: CheckFacts, host: str) -> str:
+    if directory := facts.config.engine.docker_config:
+        return (
+            f"sudo docker --config {directory} login {host}   # and let the agent's user read {directory}/config.json"
+        )
+    if facts.host.service_home:
+        return f"sudo -H -u {SERVICE_USER} -g docker docker login {host}"
+    return f"docker login {host}"
 
 
 def _registry(reference: str) -> str:
