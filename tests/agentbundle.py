@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -12,8 +13,11 @@ SCRIPT = ROOT / "scripts" / "install-agent"
 
 
 def make_bundle(directory: Path) -> str:
-    """What the program said."""
-    made = subprocess.run([SCRIPT, "--make-wheels", directory], capture_output=True, text=True, check=False)
+    """What the program said. On a host where nothing in /tmp may be executed, as hardening guides want it."""
+    with tempfile.TemporaryDirectory(prefix="noexec-") as temporary:
+        mounted = f'mount -t tmpfs -o noexec tmpfs {temporary} && TMPDIR={temporary} exec "$@"'
+        words = ["unshare", "--mount", "sh", "-c", mounted, "sh", SCRIPT, "--make-wheels", directory]
+        made = subprocess.run(words, capture_output=True, text=True, check=False)
     if made.returncode != 0:
         raise RuntimeError(f"install-agent --make-wheels: {made.stderr}")
     return made.stderr
