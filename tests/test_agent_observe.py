@@ -100,3 +100,28 @@ def test_connections_are_counted_where_a_container_is_to_be_replaced() -> None:
     world.tick(finish=False)
     assert watched_closely(world.host, there) == {world.host.trial}
     assert watched_closely(replace(world.host, down=True), there) == {0, 1}
+
+
+def test_a_host_that_hides_its_processes_has_a_problem() -> None:
+    world = World(1)
+    world.until(world.all_ready)
+    what = news(world, FACTS)
+    hidden = {slot: replace(each, hidden=True) for slot, each in what.evidence.items()}
+
+    before, after = (observe(CONFIG, Host(), each).problems for each in (what, replace(what, evidence=hidden)))
+
+    assert before == ()
+    assert ["`hidepid` of /proc?" in each for each in after] == [True]
+
+
+def test_an_engine_that_has_not_told_its_settings_is_a_problem_where_gpus_are_wanted() -> None:
+    world = World(1)
+    told = news(world, FACTS)
+    what = replace(told, engine=replace(told.engine, facts=None))
+
+    problems = observe(CONFIG, Host(), what).problems
+    without_gpus = observe(replace(CONFIG, gpus="none"), Host(), what)
+
+    assert "the Docker Engine has not answered `docker info` yet, which tells how containers get GPUs" in problems
+    assert without_gpus.problems == ()
+    assert without_gpus.seen.wanted

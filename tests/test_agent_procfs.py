@@ -138,3 +138,23 @@ def test_a_process_that_has_ended_but_is_not_buried_gives_no_connections() -> No
 
         assert not Processes().connections(ended.pid, 11434)
         assert Processes().sent_bytes(ended.pid) is None
+
+
+AS_NOBODY = """
+import os
+from appliance_agent.procfs import Processes
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+print([Processes().hides(pid) for pid in (1, os.getpid(), 2**22 + 1, 0)])
+"""
+
+
+@pytest.mark.parametrize("option", ["hidepid=0", "hidepid=1", "hidepid=2"])
+def test_a_process_that_exists_and_is_not_shown_is_hidden(option: str) -> None:
+    mounted = f'mount -t proc -o {option} proc /proc && exec "$@"'
+    words = ["unshare", "--mount", "sh", "-c", mounted, "sh", sys.executable, "-c", AS_NOBODY]
+
+    told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+    assert told == f"[{option != 'hidepid=0'}, False, False, False]\n"

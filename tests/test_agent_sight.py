@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,6 +159,15 @@ def test_what_belongs_to_another_container_is_not_looked_at(machine: Machine) ->
 
     assert (evidence.peers, evidence.bytes_per_s, evidence.flow_s, evidence.compute_ratio) == (None, None, None, None)
     assert machine.sight.is_answer(101.0) is True  # it cannot be seen, so nothing speaks against it
+
+
+def test_processes_that_are_there_and_not_shown_are_told(machine: Machine) -> None:
+    there = Target(0, ID, os.getpid(), "127.0.0.1", 8880, "m", (GPU,))
+    hidden = Sight(there, Processes(machine.root / "empty"), machine.meter, port=11434)
+
+    seen, unseen = machine.look(1), hidden.look(LOADED, NO_GPUS, flow_bytes_per_s=500, count_peers=True, now_s=1)
+
+    assert (seen.hidden, unseen.hidden) == (False, True)
 
 
 def test_a_container_that_is_gone_leaves_no_numbers(machine: Machine) -> None:

@@ -88,6 +88,7 @@ class Evidence:
     peers: int | None = None  # connections to the server's port besides ours, None: cannot be seen
     peers_s: float | None = None  # when there was last one
     # the machine
+    hidden: bool = False  # the container's processes exist and cannot be seen
     compute_ratio: float | None = None  # GPU utilisation, or cores' use where there is no GPU; None: cannot be seen
     compute_s: float | None = None  # when it last computed
     on_gpu: bool | None = None  # a process of the container is on its GPUs; None: cannot be seen

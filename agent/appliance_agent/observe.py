@@ -18,6 +18,10 @@ from appliance_agent.wanted import wish
 
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _GIGABYTE = 1e9
+_HIDDEN = (
+    "the containers' processes cannot be seen (`hidepid` of /proc?), so neither whether a model is on its GPU nor whether"
+    " bytes flow; `ollama-agent check` says what to do"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,8 @@ def observe(config: Config, host: Host, news: News) -> Observed:
     image = newest if result.release else waiting
     release = (image,) if image and news.engine.up and not host.down else ()
     refused = (f"the release is refused: {host.refused.because}",) if host.refused else ()
-    return Observed(seen, tuple(dict.fromkeys((*engine, *driver, *problems, *release, *refused))))
+    hidden = (_HIDDEN,) if any(each.hidden for each in news.evidence.values()) else ()
+    return Observed(seen, tuple(dict.fromkeys((*engine, *driver, *hidden, *problems, *release, *refused))))
 
 
 def _of_engine(config: Config, engine: EngineSeen) -> tuple[str, ...]:

@@ -27,6 +27,10 @@ class Processes:
         text = self._of(pid, "cgroup")
         return None if text is None else container_id in text
 
+    def hides(self, pid: int) -> bool:
+        """Whether the process exists and cannot be seen, as where /proc is mounted with `hidepid`."""
+        return pid > 0 and self._of(pid, "cgroup") is None and _exists(pid)
+
     def sent_bytes(self, pid: int) -> int | None:
         """Payload that left the network namespace of the process, without acknowledgements."""
         text = self._of(pid, "net/dev")
@@ -125,6 +129,16 @@ def parse_io_stat(text: str) -> int:
 def parse_blkio(text: str) -> int:
     rows = (line.split() for line in text.splitlines())
     return _sum(row[2] for row in rows if len(row) == 3 and row[1] == "Read")
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _sum(words: Iterable[str]) -> int:

@@ -65,6 +65,7 @@ class Sight:
         works = visible and self._works_at_a_load(before, now_s)
         if works or (visible and _is_waiting(before) and self._has_moved(facts)):
             news["progress_s"] = now_s
+        news["hidden"] = not visible and self._processes.hides(self._target.pid)
         news["peers"] = peers = self._peers() if visible and count_peers else None
         if peers:
             news["peers_s"] = now_s
