@@ -2,7 +2,7 @@
 
 import pytest
 
-from appliance_builder.quirks import TABLE, Mode, limit_problems, quirks_for
+from appliance_builder.quirks import TABLE, Mode, limit_doubt, limit_problems, quirks_for
 
 GIB = 1024**3
 
@@ -66,6 +66,10 @@ def test_the_users_chunk_size_wins() -> None:
         ("public.ecr.aws", [10_000 * 1024**2 + 1], [["10.4 GB", "10.5 GB"]]),
         ("swr.cn-north-4.myhuaweicloud.com", [1] * 21, [["20 layers", "has 21"]]),
         ("swr.cn-north-4.myhuaweicloud.com", [20 * GIB] * 21, [["20 layers"], ["10.0 GB", "21.5 GB"]]),
+        ("quay.io", [19_851_336_256], []),
+        ("quay.io", [404 * 1000**3], [["20.0 GB", "404.0 GB"]]),
+        ("team.azurecr.io", [200 * GIB], []),
+        ("team.azurecr.io", [404 * 1000**3], [["214.7 GB", "404.0 GB"]]),
         ("ghcr.io", [], []),
     ],
 )
@@ -76,3 +80,17 @@ def test_limits_are_told_before_anything_is_sent(host: str, sizes: list[int], wo
     for problem, expected in zip(problems, words, strict=True):
         assert host in problem
         assert all(word in problem for word in expected)
+
+
+@pytest.mark.parametrize("host", ["registry.lan:5000", "harbor.lan"])
+def test_a_layer_that_s3_may_end_is_warned_of(host: str) -> None:
+    doubt = limit_doubt(host, [5, 404 * 1000**3]) or ""
+
+    assert all(word in doubt for word in (host, "404.0 GB", "S3", "104.8 GB"))
+
+
+@pytest.mark.parametrize(
+    ("host", "sizes"), [("registry.lan", [99 * 1000**3]), ("registry.lan", []), ("team.azurecr.io", [150 * 1000**3])]
+)
+def test_nothing_is_doubted_where_a_limit_is_known_or_far(host: str, sizes: list[int]) -> None:
+    assert limit_doubt(host, sizes) is None

@@ -235,6 +235,29 @@ def test_a_refusal_ends_the_upload_and_takes_the_session_back(registry: Registry
     assert len(registry.requests("DELETE")) == (0 if method == "POST" else 1)
 
 
+@pytest.mark.parametrize(("method", "mode"), [("PATCH", Mode.STREAM), ("PUT", Mode.STREAM), ("PUT", Mode.WHOLE)])
+def test_bytes_that_are_refused_twice_are_not_sent_a_third_time(registry: Registry, method: str, mode: Mode) -> None:
+    registry.proxy.add(Answer(400, error_body("")), method=method)
+    quirks = Quirks((), "", "", mode_known=mode)
+
+    with pytest.raises(RegistryError, match="answered 400: told so") as caught:
+        upload(open_repository(registry.host), Bytes(BODY, known=True), Bar(), quirks=quirks)
+
+    assert "size of a layer" in caught.value.hint
+    assert sum(each.request_bytes for each in registry.requests()) == 2 * len(BODY)
+    assert len(registry.requests("DELETE")) == 1
+
+
+def test_an_upload_that_is_refused_further_on_each_time_goes_on(registry: Registry) -> None:
+    for nth in (1, 3, 6):
+        registry.proxy.add(Answer(400, error_body("BLOB_UPLOAD_INVALID")), method="PATCH", nth=nth)
+
+    upload(open_repository(registry.host), Bytes(BODY), Bar(), quirks=quirks_for(registry.host, chunk_bytes=2 * MIB))
+
+    assert [each.status for each in registry.requests("PATCH")] == [400, 202, 400, 202, 202, 400, 202, 202, 202]
+    assert registry.has_blob(str(Digest.of(BODY)))
+
+
 def test_bytes_that_are_wrong_twice_are_an_error(registry: Registry) -> None:
     registry.proxy.add(Corrupt(MIB, of="request"), method="PATCH")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from appliance_builder import config, models_table, progress, recipe_files, recipes
 from appliance_builder.finished import FinishedImage
 from appliance_builder.images import OpenImage, PlatformImage, split_scheme
-from appliance_builder.moving import Learning, carry_out, check_limits, moves
+from appliance_builder.moving import Learning, carry_out, check_limits, moves, warn_of_limits
 from appliance_builder.ports import Sink
 from appliance_builder.prepare import Prepared, base_of, mount_places, prepare, this_platform
 from appliance_builder.progress import render_size
@@ -52,7 +52,9 @@ def plan(request: BuildRequest, targets: Targets, options: Options) -> list[str]
     with _workshop(options) as shop:
         prepared = _prepare(request, targets, shop)
         sinks = shop.sinks(targets, prepared.name, mount_from=prepared.mount_from)
-        report = PlanReport(prepared, moves(prepared.plan, sinks), tuple(check_limits(prepared.plan, sinks)))
+        found = moves(prepared.plan, sinks)
+        warn_of_limits(found, sinks, shop.reporter)
+        report = PlanReport(prepared, found, tuple(check_limits(prepared.plan, sinks)))
         if options.as_json:
             return [json.dumps(report.json(), ensure_ascii=False)]
         return report.text().splitlines()

@@ -10,7 +10,7 @@ from appliance_builder.layer_bytes import CorruptBlobError
 from appliance_builder.layer_cache import LayerCache
 from appliance_builder.plan import Plan, PlannedLayer
 from appliance_builder.ports import Reporter, Sink
-from appliance_builder.quirks import limit_problems
+from appliance_builder.quirks import DOUBT_HINT, limit_doubt, limit_problems
 from appliance_builder.registry_sink import RegistrySink
 from appliance_builder.report import Move
 from appliance_builder.sources import ModelSource
@@ -59,6 +59,15 @@ def check_limits(plan: Plan, sinks: Sequence[Sink]) -> list[str]:
     return [problem for sink in sinks if isinstance(sink, RegistrySink) for problem in limit_problems(sink.host, sizes)]
 
 
+def warn_of_limits(found: Sequence[Move], sinks: Sequence[Sink], reporter: Reporter) -> None:
+    """What a registry of which no limit is known may do about the layers that would move there."""
+    for sink in sinks:
+        if isinstance(sink, RegistrySink):
+            sizes = [move.layer.size for move in found if move.sink == sink.label and not move.there]
+            if doubt := limit_doubt(sink.host, sizes):
+                reporter.warning(doubt, hint=DOUBT_HINT)
+
+
 def carry_out(plan: Plan, sinks: Sequence[Sink], *, learning: Learning, reporter: Reporter) -> list[str]:
     """Returns what each sink wants printed, in their order. Nothing is sent where the image is there already."""
     lines = _finished(plan, sinks)
@@ -67,7 +76,7 @@ def carry_out(plan: Plan, sinks: Sequence[Sink], *, learning: Learning, reporter
         if line is not None:
             reporter.step(f"{sink.label}: is there already")
     if rest:
-        _preflight(plan, rest)
+        _preflight(plan, rest, reporter)
         made = iter(execute(plan, rest, settled=learning, reporter=reporter))
         lines = [next(made) if line is None else line for line in lines]
     for sink in sinks:
@@ -81,13 +90,15 @@ def _finished(plan: Plan, sinks: Sequence[Sink]) -> list[str | None]:
     return [sink.finished(whole) if whole else None for sink in sinks]
 
 
-def _preflight(plan: Plan, sinks: Sequence[Sink]) -> None:
+def _preflight(plan: Plan, sinks: Sequence[Sink], reporter: Reporter) -> None:
     if problems := check_limits(plan, sinks):
         raise ApplianceError(
             problems[0], hint="push to another registry, or use `--load` or `--output oci-archive:FILE`"
         )
     for sink in sinks:
-        there = {move.layer for move in moves(plan, [sink]) if move.there}
+        found = moves(plan, [sink])
+        warn_of_limits(found, [sink], reporter)
+        there = {move.layer for move in found if move.there}
         sink.preflight(sum(layer.size for layer in plan.layers if layer not in there))
 
 

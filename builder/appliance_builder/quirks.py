@@ -11,6 +11,12 @@ from typing import Final
 _MIB: Final = 1024 * 1024
 _GB: Final = 1000**3
 _TENTH: Final = _GB // 10
+# 10,000 parts of 10 MiB: what a distribution on S3, and so Harbor, takes with its defaults (distribution#4572).
+_S3_DEFAULT_BYTES: Final = 10_000 * 10 * _MIB
+_DOUBTED_BYTES: Final = 100 * _GB
+DOUBT_HINT: Final = (
+    "where it stores on S3, set `chunksize` and `multipartcopychunksize` to 134217728 (128 MiB) in its configuration"
+)
 
 
 class Mode(Enum):
@@ -80,11 +86,19 @@ TABLE: Final = (
     Quirks(
         ("*.azurecr.io",),
         "Azure",
-        "an interrupted upload in parts cannot be resumed (azure-sdk-for-python#29738)",
+        "200 GiB a layer (ACR service tiers); an interrupted upload in parts cannot be resumed "
+        "(azure-sdk-for-python#29738)",
+        layer_max_bytes=200 * 1024 * _MIB,
         resumable=False,
     ),
     Quirks(("docker.io",), "Docker Hub", "no layer limit is documented; old reports of failures from 7 GB on"),
-    Quirks(("quay.io", "*.quay.io"), "Quay", "a mount needs its source repository, which is always named here"),
+    Quirks(
+        ("quay.io", "*.quay.io"),
+        "Quay",
+        "20 GB a layer (Quay's configuration, MAXIMUM_LAYER_SIZE); a mount needs its source repository, which is "
+        "always named here",
+        layer_max_bytes=20 * _GB,
+    ),
     Quirks(
         ("swr.*.myhuaweicloud.com", "*.myhuaweicloud.com", "*.myhuaweicloud.eu"),
         "Huawei Cloud SWR",
@@ -101,7 +115,7 @@ TABLE: Final = (
     Quirks(
         ("harbor.*", "*.goharbor.io"),
         "Harbor",
-        "no limit of its own; the nginx before it needs `client_max_body_size 0` and long time-outs; slow commits "
+        "no limit of its own, but that of its storage; the nginx before it needs `client_max_body_size 0` and long time-outs; slow commits "
         "with S3 (harbor#15719)",
     ),
     Quirks(
@@ -138,6 +152,17 @@ def limit_problems(host: str, layer_sizes: Sequence[int]) -> list[str]:
             f"the largest has {_gigabytes(-(-largest // _TENTH))}"
         )
     return problems
+
+
+def limit_doubt(host: str, layer_sizes: Sequence[int]) -> str | None:
+    """What may stop layers that no known limit stops; in one sentence, before anything is sent."""
+    largest = max(layer_sizes, default=0)
+    if quirks_for(host).layer_max_bytes is not None or largest < _DOUBTED_BYTES:
+        return None
+    return (
+        f"{host} gets a layer of {_gigabytes(-(-largest // _TENTH))}; many registries that store on S3 end layers at "
+        f"{_gigabytes(_S3_DEFAULT_BYTES // _TENTH)}"
+    )
 
 
 def _gigabytes(tenths: int) -> str:

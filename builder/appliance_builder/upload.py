@@ -86,6 +86,7 @@ class _Upload:
         self._broken = False  # this session has seen a connection end: bytes of it may still be arriving
         self._lost = 0
         self._cuts = 0
+        self._invalid_at: set[int] = set()  # offsets
         self._remark = ""  # beside the bar while there is nothing to wait for
         self._refused = 0
         self._look_first = False
@@ -184,7 +185,7 @@ class _Upload:
         if status in _WRONG_WAY and not (status == 416 and (offset or self._broken)):
             raise self._another_way(error)
         if status in _GONE:
-            raise _SessionLostError(error, cut=self._broken)
+            raise self._gone(error, offset)
         self._broken = True
         if status not in (401, 416) and not self._repository.transport.retry(error, self._patience):
             raise error
@@ -218,6 +219,16 @@ class _Upload:
         self._furthest = 0  # a refusal of the way loses nothing that counts
         return _SessionLostError(error)
 
+    def _gone(self, error: Failure, offset: int) -> _SessionLostError | Failure:
+        """400 is what some registries say of a session that is gone, and others of a layer that they do not want: twice
+        in one place, of a session that nothing happened to, it is the latter."""
+        if isinstance(error, RegistryError) and error.status == 400 and not self._broken:
+            if offset in self._invalid_at:
+                error.hint = f"{error.host} may limit the size of a layer: its log says more"
+                return error
+            self._invalid_at.add(offset)
+        return _SessionLostError(error, cut=self._broken and offset < self._source.size)
+
     def _learn_from_cut(self) -> None:
         """Distribution 2.8 loses the session of a request that was cut, however many went well before. What ends every
         long request, as proxies do, is met by shorter ones."""
@@ -250,7 +261,7 @@ class _Upload:
             if isinstance(error, RegistryError) and error.status in (*_GONE, 416):
                 if self._stored(digest, looks=_LOOKS if unclear else 1):
                     return digest
-                raise _SessionLostError(error)
+                raise _SessionLostError(error) if unclear else self._gone(error, self._source.size)
             raise error
 
     def _put_whole(self, session: Session, digest: Digest) -> Digest:
@@ -269,7 +280,7 @@ class _Upload:
             raise self._another_way(error)
         if not error.transient and status not in (*_GONE, 401):
             raise error
-        raise _SessionLostError(error)
+        raise self._gone(error, 0)
 
     def _stored(self, digest: Digest, *, looks: int = _LOOKS) -> bool:
         """Whether a commit went through after all; a registry may take a while to show it."""
