@@ -67,6 +67,51 @@ def test_no_login_is_told_with_the_command_that_helps(make_registry: MakeRegistr
     assert "docker login" in caught.value.hint
 
 
+@pytest.mark.parametrize("auth", ["basic", "token"])
+def test_a_login_that_came_to_its_end_is_looked_up_again(make_registry: MakeRegistry, auth: str) -> None:
+    """gcloud's helper gives passwords for an hour, and a download may take longer."""
+    registry = make_registry(Options(auth=auth))
+    time = Time()
+    passwords = ["an hour ago's", PASSWORD]
+    repository = open_repository(registry.host, credentials=lambda _: Credentials(USER, passwords.pop(0)), time=time)
+
+    tags = repository.tags(1)
+
+    assert tags == []
+    assert passwords == []
+    assert time.slept == []
+
+
+@pytest.mark.parametrize("auth", ["basic", "token"])
+def test_a_login_that_is_another_every_time_and_always_wrong_is_looked_up_twice(
+    make_registry: MakeRegistry, auth: str
+) -> None:
+    registry = make_registry(Options(auth=auth))
+    passwords = ["first", "second", "third", "fourth"]
+    repository = open_repository(registry.host, credentials=lambda _: Credentials(USER, passwords.pop(0)))
+
+    with pytest.raises(RegistryError, match="401 UNAUTHORIZED"):
+        repository.ping()
+
+    assert passwords == ["third", "fourth"]
+
+
+def test_a_login_that_comes_to_its_end_between_two_tokens_is_looked_up_again(make_registry: MakeRegistry) -> None:
+    registry = make_registry(Options(auth="token"))
+    assert registry.tokens
+    time = Time()
+    passwords = [PASSWORD, "the next hour's"]
+    repository = open_repository(registry.host, credentials=lambda _: Credentials(USER, passwords.pop(0)), time=time)
+    repository.tags(1)
+    registry.tokens.change_password("the next hour's")
+    time.now_s += 400
+
+    repository.put_small_blob(BODY)
+
+    assert registry.has_blob(str(BLOB.digest))
+    assert [asked.granted for asked in registry.tokens.asked] == [True, False, True]
+
+
 def test_one_token_does_for_everything_in_a_repository(make_registry: MakeRegistry) -> None:
     registry = make_registry(Options(auth="token"))
     assert registry.tokens

@@ -50,6 +50,9 @@ class TokenServer:
         self._thread.join()
         self._server.server_close()
 
+    def change_password(self, password: str) -> None:
+        self._expected = basic(self._user, password)
+
     def answer(self, query: dict[str, list[str]], authorization: str) -> tuple[int, dict[str, object]]:
         scopes = tuple(scope for text in query.get("scope", []) for scope in text.split())
         known = authorization == self._expected

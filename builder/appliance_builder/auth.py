@@ -13,7 +13,7 @@ from urllib.parse import urlencode, urlsplit
 from appliance_builder.challenge import Basic, Bearer, Challenge, merged_scopes, parse_challenge
 from appliance_builder.credentials import CredentialError, CredentialLookup, Credentials
 from appliance_builder.network import is_loopback
-from appliance_builder.registry_errors import ERROR_BYTES, login_hint, registry_error
+from appliance_builder.registry_errors import ERROR_BYTES, RegistryError, login_hint, registry_error
 from appliance_builder.waiting import Waiting, retry_after_s
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _CLIENT: Final = "ollama-appliance"
 _DEFAULT_LIFE_S: Final = 60.0  # the token specification's, where a registry says nothing
 _MARGIN_S: Final = 15.0
+_LOGIN_REFUSED: Final = frozenset({400, 401, 403})  # 400: an identity token, as OAuth 2 has it
 
 Scopes = tuple[str, ...]
 
@@ -72,7 +73,10 @@ class Authorizer:
             first = used is None
             self._challenge = challenge
             if isinstance(challenge, Basic):
-                return first and self._known_credentials() is not None
+                credentials = self._known_credentials()
+                if first or credentials is None:
+                    return credentials is not None
+                return used != _basic(credentials) or self._other_login()
             return True
 
     def _token(self, bearer: Bearer, asked: Scopes) -> _Token:
@@ -82,6 +86,14 @@ class Authorizer:
         return known
 
     def _fetch(self, bearer: Bearer, scopes: Scopes) -> _Token:
+        try:
+            return self._ask(bearer, scopes)
+        except RegistryError as error:
+            if error.status not in _LOGIN_REFUSED or not self._other_login():
+                raise
+        return self._ask(bearer, scopes)
+
+    def _ask(self, bearer: Bearer, scopes: Scopes) -> _Token:
         credentials = self._known_credentials()
         if credentials and not self._private(bearer.realm):
             place = urlsplit(bearer.realm).netloc.rpartition("@")[2]
@@ -105,6 +117,13 @@ class Authorizer:
         if self._credentials is None:
             self._credentials = (self._lookup(self._host),)
         return self._credentials[0]
+
+    def _other_login(self) -> bool:
+        """Whether the one that was refused has been replaced: helpers of clouds give passwords for an hour or less."""
+        refused = self._known_credentials()
+        if refused is not None:
+            self._credentials = (self._lookup(self._host),)
+        return refused != self._known_credentials()
 
     def _private(self, realm: str) -> bool:
         parts = urlsplit(realm)
