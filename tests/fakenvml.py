@@ -59,6 +59,7 @@ _CALLS = {
     "persistence": ("nvmlDeviceGetPersistenceMode",),
     "mig_enabled": ("nvmlDeviceGetMigMode",),
     "processes": ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2"),
+    "fabric": ("nvmlDeviceGetGpuFabricInfoV", "nvmlDeviceGetGpuFabricInfo"),
     "nvlink": tuple(f"field:{number}" for number in (138, 139, 45, 52, 59, 161, 162, 163)),
 }
 
@@ -154,6 +155,7 @@ class FakeGpu:
         0,
         0,
     )  # KiB sent and received; errors: crc, replay, recovery
+    fabric: tuple[int, int] | None = None  # state and status of the NVSwitch fabric, as NVML counts them
     persistence: bool | None = True
     mig_enabled: bool | None = False
     migs: list[FakeMig] = field(default_factory=list[FakeMig])
@@ -225,6 +227,7 @@ class FakeGpu:
         yield "gpm", self.gpm is not None
         nvlink = ("nvlink_transmit", "nvlink_receive", "nvlink_crc", "nvlink_replay", "nvlink_recovery")
         yield from zip(nvlink, self.nvlink or (0, 0, 0, 0, 0), strict=True)
+        yield from zip(("fabric_state", "fabric_status"), self.fabric or (0, 0), strict=True)
         yield from (("persistence", self.persistence), ("mig", self.mig_enabled))
 
 

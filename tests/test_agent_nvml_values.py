@@ -32,7 +32,7 @@ def odd(gpu: FakeGpu) -> None:
     gpu.corrected_ecc_errors, gpu.uncorrected_ecc_errors = 11, 12
     gpu.corrected_ecc_errors_lifetime, gpu.uncorrected_ecc_errors_lifetime = 13, 14
     gpu.remapped_rows, gpu.pcie_replays, gpu.gpm = (3, 4, True, False), 15, (0.61, 0.22, 0.83)
-    gpu.processes = [(4711, 3 * GIB), (4712, None)]
+    gpu.processes, gpu.fabric = [(4711, 3 * GIB), (4712, None)], (3, 999)
 
 
 WANTED = GpuReading(
@@ -76,6 +76,8 @@ WANTED = GpuReading(
     uncorrectable_remapped_rows=4,
     row_remap_pending=True,
     row_remap_failed=False,
+    fabric_state=3,
+    fabric_status=999,
     sm_clock_max_hz=1.995e9,
     memory_clock_max_hz=2.625e9,
     pcie_generation_max=5,

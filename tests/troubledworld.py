@@ -46,6 +46,7 @@ class Card:
     recovery: RecoveryAction | None = RecoveryAction.NONE
     ecc_errors: int = 0
     clock_event_reasons: int = 0
+    fabric_state: int | None = None
     migs: list[str] = field(default_factory=list[str])
 
     def mend(self) -> None:
@@ -104,10 +105,10 @@ class TroubledWorld(World):
         self.blind, self.old_engine = False, None
         return decisions
 
-    def restart_agent(self, *, done: bool = False) -> None:
+    def restart_agent(self, *, wall_s: float | None = None, done: bool = False) -> None:
         for decision in self.in_hand if done else []:
             self._done(decision)
-        super().restart_agent()
+        super().restart_agent(wall_s=wall_s)
         self.engine_told, self.cards_told, self.image_told = NO_ENGINE, (), None
         if self.old_engine is not None:
             self.list_anew()
@@ -186,15 +187,17 @@ class TroubledWorld(World):
     # --- what is seen ------------------------------------------------------------------------------------------------
 
     def seen(self, done: Iterable[Done] = ()) -> Seen:
+        return observe(self.config, self.host, self.news(done)).seen
+
+    def news(self, done: Iterable[Done] = ()) -> News:
         evidence = {each.seen.slot: self.evidence(each) for each in self.containers.values() if each.seen.running}
-        news = News(
+        return News(
             engine=self._engine(),
             gpus=self._graphics(),
             evidence=self.evidence_before if self.blind else evidence,
             done=tuple(done),
             trusted_since_s=self.trusted_since_s,
         )
-        return observe(self.config, self.host, news).seen
 
     def _engine(self) -> EngineSeen:
         if self.old_engine is not None:
@@ -236,6 +239,7 @@ class TroubledWorld(World):
                 recovery_action=card.recovery,
                 uncorrected_ecc_errors=card.ecc_errors,
                 clock_event_reasons=card.clock_event_reasons,
+                fabric_state=card.fabric_state,
                 mig_enabled=bool(card.migs),
             )
             for card in self.cards

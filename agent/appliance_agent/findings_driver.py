@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from appliance_agent import gpu_choice
+from appliance_agent import fabric, gpu_choice
 from appliance_agent.check_facts import CheckFacts, DriverState
 from appliance_agent.finding import Finding, error, fine, warning
 from appliance_agent.gpus import Gpu, GpuReading, GpuSnapshot, RecoveryAction
@@ -13,6 +13,7 @@ _TOPIC = "driver"
 _OLDEST = 531
 _INSTALL_GUIDE = "docs.nvidia.com/datacenter/tesla/driver-installation-guide"
 _PERSISTENCE = "docs.nvidia.com/deploy/driver-persistence"
+_FABRIC_GUIDE = "docs.nvidia.com/datacenter/tesla/fabric-manager-user-guide"
 _MIG_GUIDE = "docs.nvidia.com/datacenter/tesla/mig-user-guide"
 _RESET = {
     RecoveryAction.GPU_RESET: "the driver asks for a reset of it",
@@ -157,6 +158,7 @@ def _gpus(driver: DriverState, snapshot: GpuSnapshot) -> Iterator[Finding]:
             f"sudo nvidia-smi -i {gpu.index} -mig 0   # or no MIG",
             see=_MIG_GUIDE,
         )
+    yield from _fabric(whole, snapshot)
     readings = [snapshot.readings.get(gpu.uuid) for gpu in whole]
     if off := [gpu for gpu, reading in zip(whole, readings, strict=True) if reading and reading.persistence is False]:
         which = "all GPUs" if len(off) == len(whole) else "GPU " + ", ".join(str(gpu.index) for gpu in off)
@@ -166,6 +168,28 @@ def _gpus(driver: DriverState, snapshot: GpuSnapshot) -> Iterator[Finding]:
             f"persistence mode is off on {which}: the driver unloads between uses, each first call takes seconds",
             "sudo systemctl enable --now nvidia-persistenced" if driver.persistenced else "sudo nvidia-smi -pm 1",
             see=_PERSISTENCE,
+        )
+
+
+def _fabric(whole: list[Gpu], snapshot: GpuSnapshot) -> Iterator[Finding]:
+    if pending := fabric.pending(whole, snapshot.readings):
+        yield error(
+            "gpu",
+            "fabric",
+            f"the host {pending.partition(';')[0]}; until then CUDA fails, and Ollama would compute on the CPU",
+            "systemctl status nvidia-fabricmanager",
+            f"nv-fabricmanager --version   # must be {snapshot.driver_version}, the driver's",
+            "sudo systemctl enable --now nvidia-fabricmanager",
+            see=_FABRIC_GUIDE,
+        )
+    readings = {gpu.index: reading for gpu in whole if (reading := snapshot.readings.get(gpu.uuid))}
+    if failed := [str(index) for index, reading in readings.items() if fabric.failed(reading)]:
+        yield warning(
+            "gpu",
+            "fabric-failed",
+            f"the NVSwitch fabric was not set up for GPU {', '.join(failed)}: what needs NVLink will be slow or fail",
+            "sudo journalctl -u nvidia-fabricmanager | tail -20",
+            see=_FABRIC_GUIDE,
         )
 
 

@@ -1,7 +1,8 @@
 """The rules of the host: what slots want to do at the same time, and what of it may be done now. Pure.
 
-Nothing while the engine is silent; few models load at a time; a planned change touches one slot at a time; and where
-many slots fall ill together, the cause is not in the slots: one is treated, and the others wait for how it fares.
+Nothing while the engine is silent, and nothing for a slot whose GPU CUDA cannot open yet; few models load at a time; a
+planned change touches one slot at a time; and where many slots fall ill together, the cause is not in the slots: one is
+treated, and the others wait for how it fares.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from appliance_agent.slots import Decision, Host, Slot
 from appliance_agent.states import SERVING, SICK_REASONS, Action, Reason, State
 
 _PLANNED = frozenset({Reason.DRIFT})
+_ASKED = frozenset({Reason.GPU_LOST, Reason.GPU_RESET, Reason.ORPHAN, Reason.DOWN})  # by the driver or a person
 _ASIDE = frozenset({State.QUARANTINED, State.BLOCKED, State.STOPPED})
 _COMING = frozenset({State.STARTING, State.LOADING})
 
@@ -26,6 +28,7 @@ class Gate:
     engine_problem: str  # "" while it answers
     change_problem: str  # why nothing that works may be taken away for something new, "" if it may
     misfits: Mapping[int, str]
+    unready: Mapping[int, str]
     room: int  # models that may begin to load
     epidemic: bool  # so many slots are sick at once, or were a moment ago, that the host is to blame
     treated: tuple[int, ...]  # slots that were restarted because they were sick, and do not serve yet
@@ -45,6 +48,7 @@ class Gate:
             engine_problem="" if engine.up else engine.because or "the Docker Engine does not answer",
             change_problem=_change_problem(host, seen),
             misfits=seen.misfits,
+            unready=seen.unready,
             room=config.rollout.parallel_loads - loading,
             epidemic=ill >= 2 and 2 * ill >= running + len(treated),
             treated=treated,
@@ -60,6 +64,8 @@ class Gate:
             return ""
         if self.engine_problem:
             return f"waits: {self.engine_problem}"
+        if decision.slot is not None and decision.slot in self.unready and decision.reason not in _ASKED:
+            return self.unready[decision.slot]  # and nothing could take the place of what runs
         if decision.action is Action.CREATE:
             return "" if self.room > 0 else "waits for its turn: other models are loading"
         if wish.sick:
@@ -73,6 +79,8 @@ class Gate:
             return f"waits: {self.change_problem}"
         if index is not None and index in self.misfits:
             return f"waits: {self.misfits[index]}"
+        if index is not None and index in self.unready:
+            return self.unready[index]
         if index == self.trial:
             return ""
         others = [other for other in self.unsettled if other != index]

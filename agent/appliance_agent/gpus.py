@@ -126,6 +126,8 @@ class GpuReading(NamedTuple):
     correctable_retired_pages: int | None = None
     uncorrectable_retired_pages: int | None = None
     retired_pages_pending: bool | None = None
+    fabric_state: int | None = None  # NVML's: 1 not started, 2 in progress, 3 completed; None: this GPU waits for none
+    fabric_status: int | None = None  # NVML's return code of it, once it is completed
     # once
     sm_clock_max_hz: float | None = None
     memory_clock_max_hz: float | None = None

@@ -12,11 +12,13 @@ from appliance_agent.nvml_pace import Interval
 
 _MEMORY_V2: Final = 0x2000028
 _MARGIN_V1: Final = 0x1000008
+_FABRIC_V2: Final = 0x2000024
 _SM, _MEMORY = 1, 2  # domains of clocks
 _CORE: Final = 0  # sensor
 _OF_MIG: Final = frozenset({"memory_total_bytes", "processes", "sm_active_ratio"})
 _SLOWDOWN: Final = 1  # threshold of temperature
 _P_UNKNOWN: Final = 32
+_FABRIC_COMPLETED: Final = 3
 _SECOND, _TENS, _THIRTIES, _ONCE = Interval.SECOND, Interval.TENS, Interval.THIRTIES, Interval.ONCE
 SLOWDOWN: Final = (
     "slowdown_c"  # asked once, and no part of a reading: what the margin is told from where the driver does not
@@ -43,6 +45,19 @@ class _MemoryV2(ctypes.Structure):
 
 class _Margin(ctypes.Structure):
     _fields_ = (("version", ctypes.c_uint), ("celsius", ctypes.c_int))
+
+
+class _Fabric(ctypes.Structure):
+    _fields_ = (
+        ("cluster", ctypes.c_ubyte * 16),
+        ("status", ctypes.c_uint),
+        ("clique", ctypes.c_uint),
+        ("state", ctypes.c_ubyte),  # pynvml takes the byte for four
+    )
+
+
+class _FabricV2(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint), *_Fabric._fields_, ("health", ctypes.c_uint))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +103,11 @@ def _store_memory_v2(values: Values, told: Any) -> None:
 
 def _store_margin(values: Values, told: Any) -> None:
     values["thermal_margin_c"] = told.celsius
+
+
+def _store_fabric(values: Values, told: Any) -> None:
+    values["fabric_state"] = told.state or None
+    values["fabric_status"] = told.status if told.state == _FABRIC_COMPLETED else None
 
 
 def _from_milli(value: int) -> float:
@@ -168,6 +188,11 @@ QUESTIONS: Final = (
         _THIRTIES, "retired_pages_pending",
         number("nvmlDeviceGetRetiredPagesPendingStatus", "retired_pages_pending", read=bool),
         only_without="row_remap_pending",
+    ),
+    _extra(
+        _THIRTIES, "fabric_state",
+        structure("nvmlDeviceGetGpuFabricInfoV", lambda: _FabricV2(_FABRIC_V2), _store_fabric),
+        structure("nvmlDeviceGetGpuFabricInfo", _Fabric, _store_fabric),
     ),
     _extra(_ONCE, SLOWDOWN, number("nvmlDeviceGetTemperatureThreshold", SLOWDOWN, _SLOWDOWN)),
     _extra(_ONCE, "sm_clock_max_hz", number("nvmlDeviceGetMaxClockInfo", "sm_clock_max_hz", _SM, read=_from_mega)),

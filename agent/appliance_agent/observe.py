@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from appliance_agent import injection, rollout, slot_plan
+from appliance_agent import fabric, injection, rollout, slot_plan
 from appliance_agent.config import Config, GpuChoice
 from appliance_agent.containers import ContainerSeen, EngineSeen, PullSeen
 from appliance_agent.evidence import Evidence
@@ -58,17 +58,21 @@ def observe(config: Config, host: Host, news: News) -> Observed:
         wanted=result.release,
         waiting_for=waiting,
         misfits=_misfits(config, news, plans),
+        unready=_unready(news.gpus, plans),
         done=news.done,
         trusted_since_s=news.trusted_since_s,
     )
     engine = _of_engine(config, news.engine)
     driver = (news.gpus.because,) if not news.gpus.up and config.gpus != GpuChoice.NONE else ()
+    wanted = {uuid for plan in plans for uuid in plan.gpus}
+    links = fabric.pending((gpu for gpu in news.gpus.gpus if gpu.uuid in wanted), news.gpus.readings)
+    waits = (links,) if links and news.gpus.up else ()
     newest = _pull_failed(news.engine.pull) if host.pull_due else ""
     image = newest if result.release else waiting
     release = (image,) if image and news.engine.up and not host.down else ()
     refused = (f"the release is refused: {host.refused.because}",) if host.refused else ()
     hidden = (_HIDDEN,) if any(each.hidden for each in news.evidence.values()) else ()
-    return Observed(seen, tuple(dict.fromkeys((*engine, *driver, *hidden, *problems, *release, *refused))))
+    return Observed(seen, tuple(dict.fromkeys((*engine, *driver, *hidden, *waits, *problems, *release, *refused))))
 
 
 def _of_engine(config: Config, engine: EngineSeen) -> tuple[str, ...]:
@@ -153,4 +157,15 @@ def _misfits(config: Config, news: News, plans: Sequence[SlotPlan]) -> dict[int,
         return {}
     gpus: Sequence[Gpu] = news.gpus.gpus
     found = {plan.index: slot_plan.fits(config, gpus, plan, image.labels) for plan in plans}
+    return {index: text for index, text in found.items() if text}
+
+
+def _unready(snapshot: GpuSnapshot, plans: Sequence[SlotPlan]) -> dict[int, str]:
+    """Nothing while NVML does not answer, for then nothing is known."""
+    if not snapshot.up:
+        return {}
+    found = {
+        plan.index: fabric.pending((gpu for gpu in snapshot.gpus if gpu.uuid in plan.gpus), snapshot.readings)
+        for plan in plans
+    }
     return {index: text for index, text in found.items() if text}

@@ -41,7 +41,7 @@ def reconcile(config: Config, host: Host, seen: Seen, now: Now) -> tuple[Host, t
         for slot in host.slots
     }
     host, decisions = _decided(config, host, seen, steps)
-    host = _judged(host, steps, containers, now)
+    host = _judged(host, steps, containers, seen, now)
     host, pull = _pull(config, host, seen, now)
     host, orphans = _orphans(host, strays, seen)
     decided = (*pull, *orphans, *decisions)
@@ -151,15 +151,15 @@ def _decided(config: Config, host: Host, seen: Seen, steps: dict[int, Step]) -> 
     return replace(host, slots=tuple(slots[each.plan.index] for each in host.slots)), tuple(decisions)
 
 
-def _judged(host: Host, steps: dict[int, Step], containers: dict[int, ContainerSeen], now: Now) -> Host:
-    """What the trial says of the release: good, refused, or nothing yet."""
+def _judged(host: Host, steps: dict[int, Step], containers: dict[int, ContainerSeen], seen: Seen, now: Now) -> Host:
+    """What the trial says of the release: good, refused, or nothing yet, as where its GPU is not ready."""
     for index, wish in steps.items():
         container = containers.get(index)
         if container is None or host.wanted is None or container.release_hash != host.wanted.hash:
             continue
         if wish.proved:
             host = rollout.accept(host, container)
-        elif wish.blame and host.trial == index and rollout.on_trial(host):
+        elif wish.blame and index not in seen.unready and host.trial == index and rollout.on_trial(host):
             host = _rolled_back(host, index, wish.blame, now)
     return host
 

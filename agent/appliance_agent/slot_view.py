@@ -25,6 +25,7 @@ class Seen:
     wanted: Release | None = None  # None while the image is not known
     waiting_for: str = ""  # why `wanted` is None, in words
     misfits: Mapping[int, str] = field(default_factory=dict[int, str])  # slots whose GPUs are too small, in words
+    unready: Mapping[int, str] = field(default_factory=dict[int, str])  # slots whose GPUs CUDA cannot open yet
     done: tuple[Done, ...] = ()
     trusted_since_s: float = 0.0  # the agent has looked without a break since then
 

@@ -7,6 +7,8 @@ struct pci { char legacy[16]; unsigned domain, bus, device, id, subsystem; char 
 struct memory { number total, free, used; };
 struct memory_v2 { unsigned version; number total, reserved, free, used; };
 struct margin { unsigned version; int celsius; };
+struct fabric { unsigned char cluster[16]; int status; unsigned clique; unsigned char state; };
+struct fabric_v2 { unsigned version; unsigned char cluster[16]; int status; unsigned clique; unsigned char state; unsigned health; };
 
 #define NUMBER(function, type, member) \
     int function(char *handle, type *value) { DEVICE(#function, handle); *value = device->member; return leave(SUCCESS); }
@@ -141,6 +143,22 @@ int nvmlDeviceGetMigDeviceHandleByIndex(char *parent, unsigned slot, char **hand
         return leave(SUCCESS);
     }
     return leave(NOT_FOUND);
+}
+
+/* Of the state one byte is written, as the driver does: what is behind it in the caller's four is not its own. */
+int nvmlDeviceGetGpuFabricInfo(char *handle, struct fabric *value) {
+    DEVICE("nvmlDeviceGetGpuFabricInfo", handle);
+    value->state = device->values[V_fabric_state];
+    value->status = device->values[V_fabric_status];
+    return leave(SUCCESS);
+}
+
+int nvmlDeviceGetGpuFabricInfoV(char *handle, struct fabric_v2 *value) {
+    DEVICE("nvmlDeviceGetGpuFabricInfoV", handle);
+    if (value->version != 0x2000024) return leave(INVALID);
+    value->state = device->values[V_fabric_state];
+    value->status = device->values[V_fabric_status];
+    return leave(SUCCESS);
 }
 
 static int processes(const char *function, char *handle, unsigned *count, struct process *list) {

@@ -26,7 +26,7 @@ enum { GPUS = 16, MIGS = 8, RULES = 160, PROCESSES = 128, SAMPLES = 512, XIDS = 
     X(remap_pending) X(remap_failed) X(retired_correctable) X(retired_uncorrectable) X(retired_pending) X(recovery) \
     X(pcie_generation) X(pcie_generation_max) X(pcie_lanes) X(pcie_lanes_max) X(pcie_replays) X(pcie_transmit) \
     X(pcie_receive) X(pcie_bits) X(persistence) X(mig) X(leaks) X(gpm) X(gpm_sm) X(gpm_tensor) X(gpm_dram) X(gpm_more) X(gpm_graphics) X(gpm_transmit) X(gpm_receive) \
-    X(nvlink_transmit) X(nvlink_receive) X(nvlink_crc) X(nvlink_replay) X(nvlink_recovery) X(generates_samples)
+    X(nvlink_transmit) X(nvlink_receive) X(nvlink_crc) X(nvlink_replay) X(nvlink_recovery) X(generates_samples) X(fabric_state) X(fabric_status)
 #define X(name) V_##name,
 enum { VALUES VALUE_COUNT };
 #undef X
