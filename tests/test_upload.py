@@ -2,8 +2,10 @@
 their own. Every fault ends in the right blob or in an error that says what to do."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import MakeRegistry
@@ -150,6 +152,37 @@ def test_what_was_sent_may_be_taken_for_longer_than_other_requests(registry: Reg
 
     assert registry.has_blob(str(Digest.of(BODY)))
     assert len(registry.requests("PATCH")) == 1
+
+
+def keepalive_s(port: int) -> set[float]:
+    """In how long each connection to a port here would be probed, by the kernel's own timers; empty for those without."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    timers = [row[5].split(":") for row in rows if row[2].endswith(f":{port:04X}") and row[3] == "01"]
+    return {int(jiffies, 16) / os.sysconf("SC_CLK_TCK") for kind, jiffies in timers if kind == "02"}
+
+
+@pytest.mark.parametrize("mode", [Mode.STREAM, Mode.WHOLE])
+def test_a_commit_is_awaited_with_a_word_and_on_a_connection_that_no_firewall_forgets(
+    registry: Registry, mode: Mode
+) -> None:
+    body, bar = pattern(65 * MIB), Bar()
+    commit = Stall(len(body) if mode is Mode.WHOLE else 0, of="request")
+    registry.proxy.add(commit, method="PUT")
+    repository, quirks = open_repository(registry.host), Quirks((), "", "", mode_known=mode)
+    sending = threading.Thread(target=lambda: upload(repository, Bytes(body, known=True), bar, quirks=quirks))
+    sending.start()
+    try:
+        assert commit.reached.wait(60)
+        wait_until(
+            lambda: any(0 < left <= 60 for left in keepalive_s(registry.proxy.port)), timeout_s=60, what="a probe"
+        )
+        wait_until(lambda: bar.notes[-1:] == ["the registry puts the layer together"], timeout_s=60, what="the word")
+    finally:
+        commit.release()
+        sending.join(60)
+
+    assert registry.has_blob(str(Digest.of(body)))
+    assert bar.notes[-1] == ""
 
 
 def test_chunks_are_as_large_as_the_user_says(registry: Registry) -> None:

@@ -14,6 +14,10 @@ import httpcore
 _READ_BYTES = 512 * 1024  # the client's own 64 KiB cost a third of the throughput, more where bytes are hashed
 _INFORMATIONAL = b"HTTP/1.1 1"
 
+# A firewall or load balancer forgets a connection that was silent for minutes, as one that awaits a commit is. One that
+# was forgotten ends after three minutes.
+_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 6))
+
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
 
@@ -29,7 +33,8 @@ class SocketBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
     ) -> httpcore.NetworkStream:
-        return _Stream(self._plain.connect_tcp(host, port, timeout, local_address, socket_options))
+        options = [*(socket_options or ()), *_keepalive()]
+        return _Stream(self._plain.connect_tcp(host, port, timeout, local_address, options))
 
 
 class _Stream(httpcore.NetworkStream):
@@ -102,6 +107,13 @@ class _Stream(httpcore.NetworkStream):
     def _wait(self, events: int, timeout: float | None) -> None:
         if not _ready(self._socket, events, timeout):
             raise TimeoutError
+
+
+def _keepalive() -> Iterator[SocketOption]:
+    yield socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
+    for name, value in _ALIVE:
+        if hasattr(socket, name):  # not every system has each
+            yield socket.IPPROTO_TCP, getattr(socket, name), value
 
 
 def _ready(sock: socket.socket, events: int, timeout: float | None) -> bool:

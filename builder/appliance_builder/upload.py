@@ -29,6 +29,7 @@ _ACCEPTED: Final = (200, 201, 202, 204)
 _LOST_SESSIONS: Final = 6  # with bytes in them; a registry that loses more will lose the next one too
 _LOOKS: Final = 4  # for a blob whose commit had no clear answer
 _SMALLER_REQUESTS: Final = 64 * 1024 * 1024
+_NOTED_BYTES: Final = 64 * 1024 * 1024  # what a registry puts together before anybody could read that it does
 _CUTS: Final = 2  # of whole requests, that cost a session each, before smaller ones are tried
 _DEFAULT_CHUNK: Final = 256 * 1024 * 1024
 _GONE: Final = (400, 404, 410)  # BLOB_UPLOAD_INVALID and BLOB_UPLOAD_UNKNOWN; codes are not always given
@@ -105,6 +106,7 @@ class _Upload:
                         self._learn_from_cut()
                 else:
                     self._forget()
+                    self._transfer.note("")
                     return digest
         except BaseException as error:
             self._end(error)
@@ -248,6 +250,7 @@ class _Upload:
         while True:
             if unclear and self._stored(digest):
                 return digest
+            self._note_end()
             error = self._requests.put(self._current(), digest, b"", doing=self._doing, size=self._source.size)
             if error is None:
                 return digest
@@ -324,9 +327,16 @@ class _Upload:
         if sent > self._furthest:
             self._furthest = sent
             self._patience.progressed()
+        if sent == self._source.size:
+            self._note_end()
 
     def _note(self, text: str) -> None:
         self._transfer.note(text or self._remark)
+
+    def _note_end(self) -> None:
+        """Nothing moves any more, for minutes where the registry copies what it has."""
+        if self._source.size > _NOTED_BYTES:
+            self._transfer.note("the registry puts the layer together")
 
     def _current(self) -> Session:
         if self._session is None:
