@@ -211,3 +211,25 @@ def test_each_mig_device_is_a_slot(host: AgentHost) -> None:
         world.xid(world.gpus[0], 31)
     host.wait(lambda: not set(host.ids().values()) & set(before.values()), "both slots to be restarted")
     host.wait_ready()
+
+
+def waits_for_fabric(host: AgentHost) -> bool:
+    return any("NVSwitch fabric" in text for text in host.status().get("host", {}).get("problems", ()))
+
+
+def test_no_container_is_made_before_fabric_manager_has_set_up_the_fabric(host: AgentHost) -> None:
+    with_gpus(host, 2)
+    with host.graphics.changing() as world:
+        for gpu in world.gpus:
+            gpu.fabric = (2, 0)
+    host.start()
+    host.wait(lambda: host.states() == ["waiting"] * 2, "both slots to wait")
+    host.wait(lambda: waits_for_fabric(host), "the host to say for what")
+    before = host.containers()
+    with host.graphics.changing() as world:
+        for gpu in world.gpus:
+            gpu.fabric = (3, 0)
+    host.wait_ready()
+
+    assert before == []
+    host.wait(lambda: not waits_for_fabric(host), "the host to say that it waits no longer")
