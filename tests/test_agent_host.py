@@ -16,6 +16,7 @@ import fakenvml
 import pytest
 from agenthost import AGENT, METRICS_PORT, ONE, TWO, AgentHost, build_images
 from engines import PrivateEngine
+from hangingdisk import HangingFile
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,21 @@ def test_a_killed_container_comes_back_and_the_other_is_not_touched(ready: Agent
     assert "exit status 137" in next(
         entry["because"] for entry in ready.history() if (entry["slot"], entry["action"]) == (0, "remove")
     )
+
+
+def test_a_disk_that_does_not_answer_holds_up_no_healing_and_is_told(ready: AgentHost) -> None:
+    told = f"the state is not saved: the disk below {ready.state} does not answer"
+    before = ready.ids()
+    with contextlib.closing(HangingFile(ready.state / "state.new")) as disk:
+        ready.engine.run_cli("kill", before[0])
+        wait_replaced(ready, 0, before)
+        ready.wait(lambda: told in problems(ready), "the disk to be a problem")
+        assert "exit status 137" not in (ready.state / "state.json").read_text()
+        disk.release()
+        ready.wait(lambda: told not in problems(ready), "it to be one no more")
+
+    assert "exit status 137" in (ready.state / "state.json").read_text()
+    assert ready.ids()[1] == before[1]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,23 @@
-"""Keeps the agent's memory in a directory, and the lock that lets only one agent of it run."""
+"""Keeps the agent's memory in a directory, and the lock that lets only one agent of it run.
+
+What was decided is on the disk before it is done, unless the disk does not answer: then it is done all the same.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
 from pathlib import Path
+from typing import Final
 
 from appliance_agent.config import HealingConfig
 from appliance_agent.memory_file import MemoryError_, lasting, parse, render
+from appliance_agent.newest import Newest
 from appliance_agent.slots import Host, Now
 from appliance_image.errors import ApplianceError
+
+_PATIENCE_S: Final = 3.0  # systemd's watchdog allows a tick 30
+_LAST_PATIENCE_S: Final = 10.0  # of a stop, which may take 30
 
 
 class StateError(ApplianceError):
@@ -17,13 +25,20 @@ class StateError(ApplianceError):
 
 
 class StateStore:
-    """`open` takes the lock; `save` writes only what changed, whole or not at all."""
+    """`open` takes the lock; `save` writes only what changed, whole or not at all; `close` what is not written yet."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, *, patience_s: float = _PATIENCE_S, last_patience_s: float = _LAST_PATIENCE_S
+    ) -> None:
         self._file = directory / "state.json"
         self._lock = directory / "lock"
         self._handle: int | None = None
-        self._kept: object = None
+        self._patience_s = patience_s
+        self._last_patience_s = last_patience_s
+        self._writer = Newest(self._write, name="state")
+        self._kept: object = None  # what is in the file
+        self._given: object = None  # what is being written
+        self._overdue = False
         self._glance: object = None
 
     def open(self) -> None:
@@ -47,6 +62,7 @@ class StateStore:
         self._handle = handle
 
     def close(self) -> None:
+        self._writer.wait(self._last_patience_s)
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
@@ -69,26 +85,42 @@ class StateStore:
         return host, ""
 
     def save(self, host: Host, now: Now) -> str:
-        """What went wrong, in words, or nothing: a full disk must not stop the healing."""
+        """What went wrong, in words, or nothing: neither a full disk nor one that hangs may stop the healing."""
         glance = (host.slots, host.good, host.refused, host.trial, host.history)
-        if glance == self._glance:
+        if glance == self._glance and self._given is None:
             return ""  # most ticks; the rest below is dear
         key = lasting(host)
         if key == self._kept:
             self._glance = glance
             return ""
-        temporary = self._file.with_suffix(".new")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(render(host, now))
-                file.flush()
-                os.fsync(file.fileno())
-                _give_to_owner(file.fileno(), self._file.parent)
-            temporary.replace(self._file)
-        except OSError as error:
+        if not self._is_written(key, host, now):
+            return f"the state is not saved: the disk below {self._file.parent} does not answer"
+        if error := self._writer.error:
             return f"the state cannot be saved in {self._file.parent}: {error.strerror}"
         self._kept, self._glance = key, glance
         return ""
+
+    def _is_written(self, key: object, host: Host, now: Now) -> bool:
+        """Or has failed. Once it took too long, nobody waits until all that is on its way has arrived."""
+        if self._overdue:
+            self._overdue = not self._writer.wait(0)
+        if key != self._given:
+            self._given, self._kept = key, None
+            self._writer.put(render(host, now).encode())
+        self._overdue = not self._writer.wait(0 if self._overdue else self._patience_s)
+        if not self._overdue:
+            self._given = None
+        return not self._overdue
+
+    def _write(self, content: bytes) -> None:
+        temporary = self._file.with_suffix(".new")
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            _give_to_owner(file.fileno(), self._file.parent)
+        if self._handle is not None:  # else, closed meanwhile, it may be another agent's by now
+            temporary.replace(self._file)
 
 
 def _give_to_owner(handle: int, directory: Path) -> None:
