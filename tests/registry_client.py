@@ -39,8 +39,8 @@ class Time:
         self.slept.append(seconds)
         self.now_s += seconds
 
-    def waiting(self, patience_s: float = 120.0) -> Waiting:
-        return Waiting(patience_s, clock=self.clock, sleep=self.sleep, random=lambda: 1.0, now=self.clock)
+    def waiting(self, patience_s: float = 120.0, answer_s: float = 0.0) -> Waiting:
+        return Waiting(patience_s, answer_s, clock=self.clock, sleep=self.sleep, random=lambda: 1.0, now=self.clock)
 
 
 def pattern(size: int, seed: int = 0) -> bytes:
@@ -129,11 +129,12 @@ def open_repository(
     http: Http | None = None,
     credentials: Callable[[str], Credentials | None] = nobody,
     patience_s: float = 120.0,
+    answer_s: float = 0.0,
 ) -> Repository:
     if http is None:
         http = Http(Network(), environ={})
         _opened.append(http)
-    waiting = (time or Time()).waiting(patience_s)
+    waiting = (time or Time()).waiting(patience_s, answer_s)
     return Repository(Transport(host, http, credentials=credentials, waiting=waiting), name, push=push)
 
 

@@ -9,11 +9,12 @@ import pytest
 from authority import Authority, make_authority
 from conftest import MakeRegistry
 from connectproxy import connect_proxy
-from faults import Answer, Stall
+from faults import Answer, Slow, Stall
 from freeport import free_port
 from registries import PASSWORD, Options, Registry
 from registry_client import (
     BLOB,
+    BLOBS,
     BODY,
     MIB,
     Bar,
@@ -23,6 +24,7 @@ from registry_client import (
     nobody,
     open_repository,
     pattern,
+    store,
     trusting,
 )
 
@@ -166,8 +168,34 @@ def test_silence_has_an_end(registry: Registry) -> None:
 
     with Http(Network(), environ={}, timeouts=Timeouts(read_s=0.2)) as http:
         repository = open_repository(registry.host, http=http, patience_s=0)
-        with pytest.raises(NetworkError, match=r"was silent for 0 s"):
+        with pytest.raises(NetworkError, match=r"was silent for 0 s") as caught:
             repository.put_small_blob(BODY)
+
+    assert "APPLIANCE_PATIENCE" in caught.value.hint
+
+
+def test_who_is_patient_waits_longer_for_an_answer_to_begin(registry: Registry) -> None:
+    """As of a mirror that stores a blob before it sends the first byte of it."""
+    body = pattern(100_000)
+    registry.proxy.add(Slow(len(body) // 2, of="request"), method="PUT")  # so it is silent for two seconds
+
+    with Http(Network(), environ={}, timeouts=Timeouts(read_s=1)) as http:
+        transport = open_repository(registry.host, http=http, patience_s=0, answer_s=300).transport
+        url = transport.url("ai/model/manifests/1")
+        reply = transport.call("PUT", url, doing="writing nonsense", scopes=(), expect=(400,), body=body)
+
+    assert reply.status == 400
+
+
+def test_patience_is_no_reason_to_wait_longer_for_the_middle_of_an_answer(registry: Registry) -> None:
+    """With the patience of this registry the test would end by its time limit."""
+    store(registry)
+    registry.proxy.add(Stall(1000), method="GET", path=BLOBS)
+
+    with Http(Network(), environ={}, timeouts=Timeouts(read_s=0.5)) as http:
+        repository = open_repository(registry.host, http=http, patience_s=0, answer_s=3600)
+        with pytest.raises(NetworkError, match=r"was silent for 0 s"):
+            b"".join(repository.blob(BLOB).read())
 
 
 def test_a_proxy_carries_what_is_not_on_loopback(registry: Registry) -> None:

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from types import TracebackType
@@ -105,12 +105,13 @@ class Http:
         headers: Mapping[str, str] | None = None,
         body: bytes | Outgoing | None = None,
         read_s: float | None = None,
+        answer_s: float = 0,
     ) -> Generator[Answer]:
-        """`doing` begins the message of an error: `uploading layer 3f2a`. `read_s` waits longer for the answer."""
+        """`doing` begins the message of an error: `uploading layer 3f2a`. `read_s` waits longer for the answer and for
+        each piece of it; for its beginning `answer_s`, if that is more."""
         timeouts = self._timeouts
-        waits = httpx.Timeout(
-            connect=timeouts.connect_s, read=read_s or timeouts.read_s, write=timeouts.write_s, pool=None
-        )
+        read_s = read_s or timeouts.read_s
+        waits = httpx.Timeout(connect=timeouts.connect_s, read=max(read_s, answer_s), write=timeouts.write_s, pool=None)
         fields = dict(headers or {})
         if isinstance(body, Outgoing) and body.size is not None:
             fields["Content-Length"] = str(body.size)
@@ -120,10 +121,11 @@ class Http:
             content = body.chunks if isinstance(body, Outgoing) else body
             request = client.build_request(method, url, headers=fields, content=content, timeout=waits)
             response = client.send(request, stream=True)
+            request.extensions["timeout"]["read"] = read_s  # looked up anew for the body
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise _network_error(error, situation) from error
         try:
-            yield Answer(response, situation)
+            yield Answer(response, replace(situation, read_s=read_s))
         finally:
             response.close()
 

@@ -37,7 +37,10 @@ _WORDS: Final = {
     ),
     Fault.NOT_TLS: ("{host} speaks plain HTTP, not TLS", "`--insecure {host}`, if that is intended"),
     Fault.CONNECT_TIMEOUT: ("{where} does not answer", "check the address, the firewall and HTTPS_PROXY"),
-    Fault.TIMEOUT: ("{host} was silent for {silence}", "run the command again"),
+    Fault.TIMEOUT: (
+        "{host} was silent for {silence}",
+        "run the command again; a mirror that stores a blob before it sends it may need a larger APPLIANCE_PATIENCE",
+    ),
     Fault.BROKEN: ("the connection to {host} broke: {detail}", "run the command again"),
     Fault.PROXY: ("the proxy {proxy} refused: {detail}", "check HTTPS_PROXY and NO_PROXY"),
     Fault.PROXY_BUSY: (

@@ -122,7 +122,9 @@ class Transport:
         while True:
             used = self._auth.header(scopes) if self._own(url) else None
             fields = {**(headers or {}), **({"Authorization": used} if used else {})}
-            with self._http.exchange(method, url, doing=doing, headers=fields, body=body, read_s=read_s) as answer:
+            with self._http.exchange(
+                *(method, url), doing=doing, headers=fields, body=body, read_s=read_s, answer_s=self._waiting.answer_s
+            ) as answer:
                 self._answered = True
                 target = self._redirect(method, answer, redirects)
                 again = False

@@ -24,9 +24,13 @@ def silent(text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """`patience_s` is time without progress, not a number of attempts; the rest is there to be replaced in tests."""
+    """`patience_s` is time without progress, not a number of attempts; an answer may take at least `answer_s` to begin.
+
+    The rest is there to be replaced in tests.
+    """
 
     patience_s: float = 120.0
+    answer_s: float = 0.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     random: Callable[[], float] = random.random

@@ -100,7 +100,7 @@ class Workshop:
 
     def _waiting(self) -> Waiting:
         patience_s = self.config.patience_s
-        return Waiting() if patience_s is None else Waiting(patience_s=patience_s)
+        return Waiting() if patience_s is None else Waiting(patience_s=patience_s, answer_s=patience_s / 2)
 
     def _pace(self) -> Pace:
         patience_s = self.config.patience_s
