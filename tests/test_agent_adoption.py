@@ -29,8 +29,8 @@ class NewEyes(World):
         self.run(100)
         self.log.clear()
 
-    def restart_agent(self) -> None:
-        super().restart_agent()
+    def restart_agent(self, *, wall_s: float | None = None) -> None:
+        super().restart_agent(wall_s=wall_s)
         self.restarted_s = self.mono_s
 
     def seen(self, done: Iterable[Done] = ()) -> Seen:
