@@ -12,7 +12,8 @@ from appliance_builder.network_errors import NetworkError
 from appliance_image.chat import Decoder, Done
 from appliance_image.errors import ApplianceError
 
-LOAD_S = 600.0  # a large model from a slow disk; the headers come with the first token
+_LOAD_S = 600.0  # the headers come with the first token
+_DISK_BYTES_PER_S = 100e6  # a slow one, from which a large model takes longer
 _START_S = 60.0
 _POLL_S = 0.2
 
@@ -46,7 +47,14 @@ def wait_until_up(http: Http, url: str, *, alive: Callable[[], bool]) -> None:
     raise SmokeError(f"the server did not answer within {_START_S:.0f} s", hint="see what it said above")
 
 
-def ask(http: Http, url: str, *, model: str, question: str, told: Callable[[str, str], None]) -> Spoken:
+def load_s(weights_bytes: int) -> float:
+    """How long a model may take to its first token."""
+    return max(_LOAD_S, weights_bytes / _DISK_BYTES_PER_S)
+
+
+def ask(
+    http: Http, url: str, *, model: str, question: str, told: Callable[[str, str], None], silent_s: float
+) -> Spoken:
     """Stream one chat with `think` unset; `told` gets every piece as (thinking, content) as it comes."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": question}]}).encode()
     asked_s = time.monotonic()
@@ -55,7 +63,7 @@ def ask(http: Http, url: str, *, model: str, question: str, told: Callable[[str,
     decoder = Decoder()
     headers = {"content-type": "application/json"}
     with http.exchange(
-        "POST", f"{url}/api/chat", doing="streaming a chat", headers=headers, body=body, read_s=LOAD_S
+        "POST", f"{url}/api/chat", doing="streaming a chat", headers=headers, body=body, read_s=silent_s
     ) as answer:
         if answer.status != 200:
             said = answer.body(limit_bytes=65536).decode(errors="replace").strip()

@@ -10,8 +10,9 @@ from appliance_builder.engine_sink import EngineSink
 from appliance_builder.finished import FinishedImage
 from appliance_builder.images import OpenImage, PlatformImage, split_scheme
 from appliance_builder.moving import Learning, carry_out
+from appliance_builder.network_errors import NetworkError
 from appliance_builder.rebasing import plan_push
-from appliance_builder.smoke import SmokeError, ask, judge, wait_until_up
+from appliance_builder.smoke import SmokeError, ask, judge, load_s, wait_until_up
 from appliance_builder.workshop import Workshop
 from appliance_image.labels import THINK_PATCHED
 from appliance_image.reference import ImageReference
@@ -28,11 +29,15 @@ def smoke(
         try:
             wait_until_up(shop.http, url, alive=container.alive)
             teller = _Teller()
-            spoken = ask(shop.http, url, model=finished.labels.model, question=question, told=teller.told)
+            silent_s = load_s(sum(layer.size for layer in finished.weights))
+            spoken = ask(
+                *(shop.http, url), model=finished.labels.model, question=question, told=teller.told, silent_s=silent_s
+            )
             teller.end()
             judge(spoken, must_think=finished.labels.think == THINK_PATCHED)
-        except SmokeError as error:
-            raise SmokeError(f"{error.message}; the container said:\n{container.log()}", hint=error.hint) from error
+        except (SmokeError, NetworkError) as error:
+            hint = error.hint if isinstance(error, SmokeError) else "see what it said above"
+            raise SmokeError(f"{error.message}; the container said:\n{container.log()}", hint=hint) from error
         rate = f", {spoken.done.tokens_per_s:.0f} tokens/s" if spoken.done.tokens_per_s else ""
         shop.reporter.step(f"smoke test passed: first token after {spoken.first_token_s:.1f} s{rate}")
 
