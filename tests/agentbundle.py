@@ -16,7 +16,7 @@ def make_bundle(directory: Path) -> str:
     """What the program said. On a host where nothing in /tmp may be executed, as hardening guides want it."""
     with tempfile.TemporaryDirectory(prefix="noexec-") as temporary:
         mounted = f'mount -t tmpfs -o noexec tmpfs {temporary} && TMPDIR={temporary} exec "$@"'
-        words = ["unshare", "--mount", "sh", "-c", mounted, "sh", SCRIPT, "--make-wheels", directory]
+        words = ["unshare", "--mount", "sh", "-c", mounted, "sh", str(SCRIPT), "--make-wheels", str(directory)]
         made = subprocess.run(words, capture_output=True, text=True, check=False)
     if made.returncode != 0:
         raise RuntimeError(f"install-agent --make-wheels: {made.stderr}")

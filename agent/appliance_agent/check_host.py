@@ -73,7 +73,8 @@ def service_home() -> str:
 def hiding(mounts: str, groups: Collection[int] | None) -> str:
     """The option of /proc that hides others' processes from who is in these groups; None is root, who sees all."""
     rows = [line.split() for line in mounts.splitlines()]
-    options = next((row[3].split(",") for row in reversed(rows) if len(row) > 3 and row[1:3] == ["/proc", "proc"]), [])
+    mounted = [row[3] for row in rows if len(row) > 3 and row[1:3] == ["/proc", "proc"]]
+    options = ",".join(mounted[-1:]).split(",")  # the last one covers those before it
     values = {name: value for name, _, value in (option.partition("=") for option in options)}
     if groups is None or values.get("hidepid", "off") in ("off", "0") or int(values.get("gid") or -1) in groups:
         return ""
