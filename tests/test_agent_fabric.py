@@ -138,6 +138,16 @@ def test_the_host_says_once_that_it_waits_for_the_fabric() -> None:
     assert not [text for text in observe(world.config, world.host, world.news()).problems if "fabric" in text]
 
 
+def test_who_is_told_not_to_wait_starts_at_once() -> None:
+    world = TroubledWorld()
+    for card in world.cards:
+        card.fabric_state = IN_PROGRESS
+    world.config = replace(world.config, healing=replace(world.config.healing, wait_for_fabric=False))
+
+    world.until(world.all_proven)
+    assert not [text for text in observe(world.config, world.host, world.news()).problems if "fabric" in text]
+
+
 def test_what_runs_on_the_cpu_is_not_replaced_while_nothing_better_could_take_its_place() -> None:
     world = TroubledWorld()
     for index in range(4):

@@ -321,6 +321,16 @@ def test_a_load_that_reads_where_nothing_is_counted_moves_because_it_uses_proces
     assert moved_s >= 150.0
 
 
+def test_a_load_for_somebody_else_moves_as_well(machine: Machine) -> None:
+    evidence = replace(LOADED, loaded=False, loading_since_s=100.0)
+    for second in range(61):
+        machine.uses(cpu_s=50 + 0.3 * second)
+        evidence = machine.look(100.0 + second, evidence)
+
+    assert evidence.progress_s is not None
+    assert evidence.progress_s >= 150.0
+
+
 @pytest.mark.parametrize("cores", [0.0, 0.005, 0.052])
 def test_a_load_whose_runner_is_stuck_does_not_move(machine: Machine, cores: float) -> None:
     """Measured with a runner that was stopped: the servers of Ollama 0.32 and 0.13 ask it, and take so much for that."""

@@ -85,6 +85,7 @@ class HealingConfig:
     proven_s: float = 600.0  # ready for so long ends the memory of earlier failures
     probation_s: float = 600.0  # first quarantine; doubles up to a day
     restart_slow: bool = False
+    wait_for_fabric: bool = True  # no start on a GPU whose NVSwitch fabric is not set up
     xids: Mapping[int, Reaction] = field(default_factory=dict[int, Reaction])  # overrides NVIDIA's table
 
 
@@ -249,6 +250,7 @@ def _healing(table: Table) -> HealingConfig:
         proven_s=table.number("proven_s", minimum=1, maximum=7 * _DAY_S, default=default.proven_s),
         probation_s=table.number("probation_s", minimum=1, maximum=_DAY_S, default=default.probation_s),
         restart_slow=table.boolean("restart_slow", default=default.restart_slow),
+        wait_for_fabric=table.boolean("wait_for_fabric", default=default.wait_for_fabric),
         xids=_xids(table.table("xids")),
     )
 

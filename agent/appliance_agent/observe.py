@@ -58,7 +58,7 @@ def observe(config: Config, host: Host, news: News) -> Observed:
         wanted=result.release,
         waiting_for=waiting,
         misfits=_misfits(config, news, plans),
-        unready=_unready(news.gpus, plans),
+        unready=_unready(config, news.gpus, plans),
         done=news.done,
         trusted_since_s=news.trusted_since_s,
     )
@@ -66,7 +66,7 @@ def observe(config: Config, host: Host, news: News) -> Observed:
     driver = (news.gpus.because,) if not news.gpus.up and config.gpus != GpuChoice.NONE else ()
     wanted = {uuid for plan in plans for uuid in plan.gpus}
     links = fabric.pending((gpu for gpu in news.gpus.gpus if gpu.uuid in wanted), news.gpus.readings)
-    waits = (links,) if links and news.gpus.up else ()
+    waits = (links,) if links and news.gpus.up and config.healing.wait_for_fabric else ()
     newest = _pull_failed(news.engine.pull) if host.pull_due else ""
     image = newest if result.release else waiting
     release = (image,) if image and news.engine.up and not host.down else ()
@@ -160,9 +160,9 @@ def _misfits(config: Config, news: News, plans: Sequence[SlotPlan]) -> dict[int,
     return {index: text for index, text in found.items() if text}
 
 
-def _unready(snapshot: GpuSnapshot, plans: Sequence[SlotPlan]) -> dict[int, str]:
+def _unready(config: Config, snapshot: GpuSnapshot, plans: Sequence[SlotPlan]) -> dict[int, str]:
     """Nothing while NVML does not answer, for then nothing is known."""
-    if not snapshot.up:
+    if not snapshot.up or not config.healing.wait_for_fabric:
         return {}
     found = {
         plan.index: fabric.pending((gpu for gpu in snapshot.gpus if gpu.uuid in plan.gpus), snapshot.readings)

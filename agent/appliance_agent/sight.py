@@ -137,7 +137,8 @@ class Sight:
     def _works_at_a_load(self, before: Evidence, now_s: float) -> bool:
         """What is read from ZFS, GPFS or NFS without a page cache can be seen by nothing else: not in `io.stat`, not in
         the cgroup's memory, and the GPU's is taken all at once."""
-        if not _is_loading(before):
+        began_s = _load_began_s(before)
+        if began_s is None:
             self._load_cpu = None
             return False
         last = self._load_cpu
@@ -145,19 +146,22 @@ class Sight:
             return False
         used_s = self._group.cpu_s() if self._group else None
         self._load_cpu = None if used_s is None else (now_s, used_s)
-        if used_s is None or last is None or before.load is None:
+        if used_s is None or last is None:
             return False
-        young = now_s - before.load.started_s < _LOAD_BELIEVED_S
+        young = now_s - began_s < _LOAD_BELIEVED_S
         return young and used_s - last[1] > _LOAD_COMPUTES * (now_s - last[0])
 
 
 def _is_waiting(evidence: Evidence) -> bool:
     """For a load, or for a first token that may need one."""
-    return _is_loading(evidence) or not evidence.loaded or (evidence.canary is not None and not evidence.canary.pieces)
+    first_token = evidence.canary is not None and not evidence.canary.pieces
+    return first_token or not evidence.loaded or _load_began_s(evidence) is not None
 
 
-def _is_loading(evidence: Evidence) -> bool:
-    return evidence.load is not None and evidence.load.ended_s is None
+def _load_began_s(evidence: Evidence) -> float | None:
+    """For us, or for somebody else."""
+    load = evidence.load
+    return load.started_s if load is not None and load.ended_s is None else evidence.loading_since_s
 
 
 def _computing(utilization: float | None, cores: float | None, now_s: float) -> dict[str, Any]:
