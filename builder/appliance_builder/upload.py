@@ -23,18 +23,14 @@ from appliance_builder.sessions import UploadState
 from appliance_builder.upload_requests import COMMIT_BYTES_PER_S, Session, received
 from appliance_builder.upload_source import UploadSource
 from appliance_builder.waiting import Patience
+from appliance_builder.ways import WRONG_WAY, Ways
 from appliance_image.digest import Digest
 
 _ACCEPTED: Final = (200, 201, 202, 204)
 _LOST_SESSIONS: Final = 6  # with bytes in them; a registry that loses more will lose the next one too
 _LOOKS: Final = 4  # for a blob whose commit had no clear answer
-_SMALLER_REQUESTS: Final = 64 * 1024 * 1024
 _NOTED_BYTES: Final = 64 * 1024 * 1024  # what a registry puts together before anybody could read that it does
-_CUTS: Final = 2  # of whole requests, that cost a session each, before smaller ones are tried
-_DEFAULT_CHUNK: Final = 256 * 1024 * 1024
 _GONE: Final = (400, 404, 410)  # BLOB_UPLOAD_INVALID and BLOB_UPLOAD_UNKNOWN; codes are not always given
-# Statuses that refuse the way of sending, not the sender.
-_WRONG_WAY: Final = frozenset({201, 405, 411, 413, 416, 501})
 
 Failure = NetworkError | RegistryError
 
@@ -76,9 +72,7 @@ class _Upload:
         self._source = UploadSource(payload, transfer)
         self._quirks = quirks
         self._state = state if quirks.resumable else None
-        self._mode = quirks.mode_for(digest_known=payload.known_digest is not None)
-        self._tried = {self._mode}
-        self._chunk_bytes = quirks.chunk_bytes or _DEFAULT_CHUNK
+        self._ways = Ways(quirks, size=payload.size, digest_known=payload.known_digest is not None)
         self._patience = repository.transport.patience(self._note)
         self._transfer = transfer
         self._session: Session | None = None
@@ -86,7 +80,6 @@ class _Upload:
         self._confirmed = 0  # by the registry, after a part that did not go through
         self._broken = False  # this session has seen a connection end: bytes of it may still be arriving
         self._lost = 0
-        self._cuts = 0
         self._invalid_at: set[int] = set()  # offsets
         self._remark = ""  # beside the bar while there is nothing to wait for
         self._refused = 0
@@ -103,7 +96,8 @@ class _Upload:
                 except _SessionLostError as lost:
                     self._begin_anew(lost.cause)
                     if lost.cut:
-                        self._learn_from_cut()
+                        smaller = ": now in smaller requests" if self._ways.cut() else ""
+                        self._remark = f"this registry keeps nothing of a broken upload{smaller}"
                 else:
                     self._forget()
                     self._transfer.note("")
@@ -115,7 +109,7 @@ class _Upload:
     def _attempt(self) -> Digest:
         session, offset = self._resumed() or (self._requests.begin(self._patience), 0)
         self._keep(session)
-        if self._mode is Mode.WHOLE and (known := self._payload.known_digest):
+        if self._ways.mode is Mode.WHOLE and (known := self._payload.known_digest):
             return self._put_whole(session, known)
         while offset < self._source.size:
             offset = self._send(offset)
@@ -124,7 +118,7 @@ class _Upload:
     def _resumed(self) -> tuple[Session, int] | None:
         """What an earlier process began, as far as the registry still knows it."""
         saved = self._state.load() if self._state else None
-        if saved is None or self._mode is Mode.WHOLE:
+        if saved is None or self._ways.mode is Mode.WHOLE:
             return None
         try:
             found = self._requests.status(saved, self._patience)
@@ -148,12 +142,14 @@ class _Upload:
     def _send(self, offset: int) -> int:
         """One part; returns where the registry is afterwards."""
         session = self._current()
-        size = self._part_size(session, offset)
+        left = self._source.size - offset
+        size = self._ways.part_size(left, least=session.chunk_least, most=session.chunk_most)
         end = offset + size
         body = Outgoing(
-            self._source.part(offset, size, progressed=self._progressed), None if self._mode is Mode.UNSIZED else size
+            self._source.part(offset, size, progressed=self._progressed),
+            None if self._ways.mode is Mode.UNSIZED else size,
         )
-        ranged = self._mode is Mode.CHUNKED or offset > 0 or self._broken
+        ranged = self._ways.mode is Mode.CHUNKED or offset > 0 or self._broken
         try:
             with self._requests.send(
                 session, body, offset=offset, size=size, doing=self._doing, ranged=ranged
@@ -171,20 +167,13 @@ class _Upload:
         self._patience.progressed()
         return confirmed if confirmed and offset < confirmed < end else end
 
-    def _part_size(self, session: Session, offset: int) -> int:
-        left = self._source.size - offset
-        if self._mode is not Mode.CHUNKED:
-            return left
-        most = min(self._chunk_bytes, session.chunk_most or self._chunk_bytes)
-        return min(left, max(most, session.chunk_least))
-
     def _recover(self, error: Failure, offset: int) -> int:
         """A part did not go through. Where to go on, if the registry knows; else the session is lost."""
         if self._source.error is not None:
             raise self._source.error
         self._source.leave()
         status = error.status if isinstance(error, RegistryError) else None
-        if status in _WRONG_WAY and not (status == 416 and (offset or self._broken)):
+        if status in WRONG_WAY and not (status == 416 and (offset or self._broken)):
             raise self._another_way(error)
         if status in _GONE:
             raise self._gone(error, offset)
@@ -193,7 +182,7 @@ class _Upload:
             raise error
         if status in (401, 416) and not self._patience.wait(error):
             raise error
-        resumable = self._quirks.resumable and self._mode is not Mode.UNSIZED  # which cannot say where it goes on
+        resumable = self._quirks.resumable and self._ways.mode is not Mode.UNSIZED  # which cannot say where it goes on
         found = self._requests.status(self._current(), self._patience) if resumable else None
         if found is None or found[1] > self._source.size or (status == 416 and found[1] == offset):
             raise _SessionLostError(error, cut=True)
@@ -204,20 +193,8 @@ class _Upload:
         return found[1]
 
     def _another_way(self, error: Failure) -> _SessionLostError | Failure:
-        """The next way of sending that this refusal leaves open; the refusal itself if there is none."""
-        status = error.status if isinstance(error, RegistryError) else 0
-        known = self._payload.known_digest is not None
-        ways = [Mode.STREAM, Mode.UNSIZED, Mode.CHUNKED, *([Mode.WHOLE] if known else [])]
-        if status == 413:
-            ways = [Mode.CHUNKED] if self._source.size > _SMALLER_REQUESTS else []
-            self._chunk_bytes = _SMALLER_REQUESTS
-        elif status == 411:
-            ways = [Mode.STREAM, *ways[2:]]
-        way = next((mode for mode in ways if mode not in self._tried), None)
-        if way is None:
+        if not self._ways.refused(error.status if isinstance(error, RegistryError) else 0):
             return error
-        self._mode = way
-        self._tried.add(way)
         self._furthest = 0  # a refusal of the way loses nothing that counts
         return _SessionLostError(error)
 
@@ -230,17 +207,6 @@ class _Upload:
                 return error
             self._invalid_at.add(offset)
         return _SessionLostError(error, cut=self._broken and offset < self._source.size)
-
-    def _learn_from_cut(self) -> None:
-        """Distribution 2.8 loses the session of a request that was cut, however many went well before. What ends every
-        long request, as proxies do, is met by shorter ones."""
-        self._cuts += 1
-        self._remark = "this registry keeps nothing of a broken upload"
-        small = self._source.size <= _SMALLER_REQUESTS
-        if self._mode is Mode.STREAM and self._cuts >= _CUTS and Mode.CHUNKED not in self._tried and not small:
-            self._mode, self._chunk_bytes = Mode.CHUNKED, _SMALLER_REQUESTS
-            self._tried.add(self._mode)
-            self._remark += ": now in smaller requests"
 
     # --- ending
 
@@ -279,7 +245,7 @@ class _Upload:
         status = error.status if isinstance(error, RegistryError) else None
         if self._source.sent == self._source.size and error.transient and self._stored(digest):
             return digest
-        if status in _WRONG_WAY:
+        if status in WRONG_WAY:
             raise self._another_way(error)
         if not error.transient and status not in (*_GONE, 401):
             raise error
