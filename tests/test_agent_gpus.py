@@ -188,7 +188,7 @@ def test_one_look_fails_where_nvml_does_not_work(host: GpuHost, word: str) -> No
 
 def test_the_probe_names_every_call_with_its_answer_or_its_error(host: GpuHost) -> None:
     for gpu in host.world.gpus:
-        gpu.retired_pages = (0, 0, False)
+        gpu.retired_pages, gpu.fabric = (0, 0, False), (3, 0)
     host.world.gpus[1].temperature_c = host.world.gpus[1].recovery_action = None
     host.change()
     command = [*COMMAND, "--probe"]
