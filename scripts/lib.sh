@@ -68,6 +68,7 @@ find_uv() {
         "$root/.cache/uv-$uv_version/bin/pip" install -q --disable-pip-version-check "uv==$uv_version"
     fi
     export UV_PYTHON_DOWNLOADS=never
+    export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-true}" # as pip does: a site's own authority is in the system's store
 }
 
 # The virtual environment .venv with exactly what uv.lock says.
