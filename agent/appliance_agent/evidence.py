@@ -95,7 +95,7 @@ class Evidence:
     on_gpu_since_s: float | None = None  # since when that is the answer
     gpu_memory_bytes: int | None = None  # of those processes
     gpu_pids: GpuPids | None = None  # whose the processes on its GPUs are; None: cannot be seen
-    progress_s: float | None = None  # when memory, disk reads or log lines last moved: a load that goes on
+    progress_s: float | None = None  # when memory, disk reads, log lines or a load's processor time last moved
 
     @property
     def last_canary(self) -> Canary | None:

@@ -51,10 +51,8 @@ class XidLog:
         exact = [heard for heard in same if heard.xid.instance == xid.instance]
         if any(heard.source is source and xid.at_s - heard.xid.at_s <= REPEAT_S for heard in exact):
             return self
-        less = [
-            heard for heard in same if None in (heard.xid.instance, xid.instance)
-        ]  # one source knows where, one not
-        first = next((heard for heard in (*exact, *less) if heard.source is not source and not heard.paired), None)
+        vague = [heard for heard in same if None in (heard.xid.instance, xid.instance)]  # one source knows where
+        first = next((heard for heard in (*exact, *vague) if heard.source is not source and not heard.paired), None)
         if first is None:
             return XidLog((*self.xids, xid)[-_KEPT:], (*recent, Heard(xid, source)))
         met = tuple(Heard(heard.xid, heard.source, paired=True) if heard is first else heard for heard in recent)
