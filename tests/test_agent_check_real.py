@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.server
 import json
 import os
+import signal
 import socket
 import socketserver
 import subprocess
@@ -172,6 +174,36 @@ def test_a_driver_that_wakes_its_gpus_first_is_waited_for_and_it_is_said_why(
     assert facts.nvml.snapshot is not None
     assert len(facts.nvml.snapshot.gpus) == 2
     assert told == ["waiting for the driver; without persistence mode its first answer takes a while (at most 45 s)"]
+
+
+def test_ctrl_c_while_the_driver_is_waited_for_leaves_nothing_behind(gpus: World, tmp_path: Path) -> None:
+    gpus.hangs = True
+    gpus.write(tmp_path / "world")
+    file = tmp_path / "agent.toml"
+    file.write_text(f'image = "{IMAGE}"\n[engine]\nsocket = "{tmp_path}/nothing.sock"\n')
+    words = [str(Path(sys.executable).parent / "ollama-agent"), "check", "--config", str(file)]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as check:
+        assert check.stdout is not None
+        assert check.stderr is not None
+        told = check.stderr.readline()
+        os.killpg(check.pid, signal.SIGINT)
+        rest = check.stdout.read() + check.stderr.read()
+
+    assert told.startswith("waiting for the driver")
+    assert (rest, check.returncode) == ("\ninterrupted\n", 130)
+    wait_until(lambda: not members(check.pid), timeout_s=30, what="the NVML process to be gone")
+
+
+def members(group: int) -> list[int]:
+    """Processes of it that run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            found += [int(stat.parent.name)] if int(its_group) == group and state != "Z" else []
+    return found
 
 
 def test_a_port_that_a_process_has_is_told_with_the_process(classic_engine: PrivateEngine) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -155,6 +156,7 @@ def _bindings_missing() -> str | None:
 
 
 def _once(*, for_a_person: bool) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own waits for the driver to come back
     from appliance_agent.nvml_device import NvmlDownError  # noqa: PLC0415 - it needs pynvml
     from appliance_agent.nvml_session import Session  # noqa: PLC0415 - it needs pynvml
 
